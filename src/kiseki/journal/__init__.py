@@ -1,0 +1,1 @@
+"""The write store: one contract (`port`), one module per store. Every store passes the same conformance suite."""

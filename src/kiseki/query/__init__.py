@@ -1,0 +1,1 @@
+"""The read side: read-model database, query definitions, and waiting for one's own writes."""

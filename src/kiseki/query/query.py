@@ -1,0 +1,93 @@
+"""`Query`: a typed question to the read model. Users define them; the query API serves them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from sqlalchemy import Row, Select
+
+from kiseki.kernel.errors import DefinitionError
+from kiseki.kernel.record import Record
+from kiseki.projection.projection import Projection
+
+__all__ = ["Arguments", "Query", "ReadModel", "View"]
+
+_NAME = re.compile(r"[a-z][A-Za-z0-9]{0,63}")
+
+
+class Arguments(Record):
+    """Base of a query's arguments: typed fields, checked like a command's."""
+
+
+class View(Record):
+    """Base of what queries answer: typed fields, served as a GraphQL type of the class's name."""
+
+
+A_contra = TypeVar("A_contra", bound=Arguments, contravariant=True)
+
+
+class ReadModel(Protocol):
+    """The tables of a query's projections, read in one consistent state."""
+
+    async def all(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+        """All rows of a statement. Raises Unavailable."""
+        ...
+
+    async def first(self, statement: Select[Any]) -> Row[Any] | None:
+        """The first row of a statement, None when there is none. Raises Unavailable."""
+        ...
+
+
+class Query(Generic[A_contra]):
+    """A named question: `Query("getUserAccount", get_user_account, reads=[user_accounts], roles={"user"})`.
+
+    The handler is `async def handler(arguments: MyArguments, read: ReadModel) -> MyView | None` (or a tuple of
+    views, or a plain value); its annotations give the GraphQL arguments and type. `reads` are the projections whose
+    tables it uses, which a consistency token waits for. `roles` are the roles that may ask.
+
+    Raises DefinitionError when the parts don't fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handler: Callable[[A_contra, ReadModel], Awaitable[object]],
+        *,
+        reads: Sequence[Projection[Any]],
+        roles: Collection[str],
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise DefinitionError(f"query {name!r}: a name is camelCase letters and digits")
+        if not reads:
+            raise DefinitionError(f"query {name}: name the projections it reads")
+        if not roles or isinstance(roles, str):
+            raise DefinitionError(
+                f"query {name}: name the roles that may ask, as a set; without any it is denied to all"
+            )
+        self.name = name
+        self.handler = handler
+        self.reads = tuple(reads)
+        self.roles = frozenset(roles)
+        self.arguments_type, self.result_type = _signature(name, handler)
+
+    def __repr__(self) -> str:
+        return f"Query({self.name!r})"
+
+
+def _signature(name: str, handler: Callable[..., Any]) -> tuple[type[Arguments], Any]:
+    """The handler's first parameter's class and its result's type, from its annotations."""
+    try:
+        hints = typing.get_type_hints(handler, include_extras=True)
+    except (NameError, TypeError) as problem:
+        raise DefinitionError(f"query {name}: a type of its handler can't be resolved ({problem})") from problem
+    parameters = list(inspect.signature(handler).parameters)
+    arguments = hints.get(parameters[0]) if len(parameters) == 2 else None
+    if not (isinstance(arguments, type) and issubclass(arguments, Arguments)) or "return" not in hints:
+        raise DefinitionError(
+            f"query {name}: its handler is `async def handler(arguments: <an Arguments class>, read: ReadModel) -> <type>`"
+        )
+    return arguments, hints["return"]
