@@ -119,6 +119,10 @@ class EventCodec:
         """The subjects whose personal data these events hold."""
         return {subject_of(event) for event in events if _SEALED_BYTES in bytes(event.data)}
 
+    def subjects_of_encoded(self, stream: str, events: Iterable[EncodedEvent]) -> frozenset[str]:
+        """The subjects whose personal data these events of a stream hold."""
+        return frozenset(event.subject or stream for event in events if _SEALED_BYTES in bytes(event.data))
+
     def erased_subjects(self, events: Iterable[Recorded]) -> list[str]:
         """The subjects that these events say are erased."""
         return [

@@ -38,7 +38,7 @@ class Rejected(KisekiError):  # the field's word for it
         if not _CODE.fullmatch(code):
             raise DefinitionError(f"a rejection's code is upper case letters, digits and _, not {code!r}")
         super().__init__(message)
-        self.rejection_code = code
+        self.code = code
         self.message = message
 
 

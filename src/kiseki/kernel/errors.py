@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 __all__ = ["DefinitionError", "KisekiError", "Unavailable"]
 
 
@@ -14,7 +12,7 @@ class KisekiError(Exception):
     Messages never carry personal data or secrets, so they may be logged and shown.
     """
 
-    code: ClassVar[str] = "INTERNAL"
+    code: str = "INTERNAL"
 
 
 class DefinitionError(KisekiError):

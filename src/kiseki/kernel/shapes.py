@@ -448,13 +448,14 @@ class RecordShape(Shape):
         before = len(errors)
         values: dict[str, Any] = {}
         for name, wire_name, shape, optional in self.fields:
-            given = value.get(wire_name, FAILED)
-            if given is FAILED or (given is None and not isinstance(shape, OptionalShape)):
-                if given is None or not (optional or isinstance(shape, OptionalShape)):
+            given = value.get(wire_name)
+            if given is None:
+                # An explicit null for a field that has a default is the same as leaving it out.
+                if optional:
+                    continue
+                if not isinstance(shape, OptionalShape):
                     errors.append(FieldError((*path, wire_name), "REQUIRED", "is required"))
-                elif not optional:
-                    values[name] = None
-                continue
+                    continue
             values[name] = shape.parse(given, (*path, wire_name), errors)
         if len(value) > len(self._wire_names) or not self._wire_names.issuperset(value):
             errors.extend(

@@ -88,6 +88,6 @@ def _signature(name: str, handler: Callable[..., Any]) -> tuple[type[Arguments],
     arguments = hints.get(parameters[0]) if len(parameters) == 2 else None
     if not (isinstance(arguments, type) and issubclass(arguments, Arguments)) or "return" not in hints:
         raise DefinitionError(
-            f"query {name}: its handler is `async def handler(arguments: <an Arguments class>, read: ReadModel) -> <type>`"
+            f"query {name}: its handler is `async def handler(arguments: <Arguments>, read: ReadModel) -> <type>`"
         )
     return arguments, hints["return"]

@@ -1,0 +1,1 @@
+"""The write side: load, decide, append, one aggregate at a time."""
