@@ -14,6 +14,7 @@ from kiseki.kernel.state import State, ValueObject
 from kiseki.kernel.streams import StreamId
 from kiseki.kernel.text import InvalidValue, Text, WholeNumber
 from kiseki.projection.projection import Change, Projection
+from kiseki.projection.types import UtcDateTime
 from kiseki.query.query import Arguments, Query, ReadModel, View
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Take",
     "Text",
     "Unavailable",
+    "UtcDateTime",
     "ValueObject",
     "View",
     "WholeNumber",

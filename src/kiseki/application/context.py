@@ -34,8 +34,8 @@ class Context:
         *,
         deciders: Sequence[Decider[Any, Any, Any]],
         access: Mapping[type[Command], Collection[str]],
-        projections: Sequence[Projection[Any]] = (),
-        queries: Sequence[Query[Any]] = (),
+        projections: Sequence[Projection] = (),
+        queries: Sequence[Query] = (),
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DefinitionError(f"context {name!r}: a name is lower case letters, digits, _ and -")

@@ -17,7 +17,7 @@ __all__ = ["QueryRunner", "RequestContext"]
 class QueryRunner(Protocol):
     """Answers typed queries."""
 
-    async def ask(self, query: Query[Any], arguments: Any, *, subject: str, token: ConsistencyToken | None) -> object:
+    async def ask(self, query: Query, arguments: Any, *, subject: str, token: ConsistencyToken | None) -> object:
         """The query's result, not older than the token. Raises Stale, StreamParked, TooManyWaiters, Unavailable."""
         ...
 
@@ -54,7 +54,7 @@ class RequestContext:
         self.wrote = True
         return result
 
-    async def ask(self, query: Query[Any], arguments: Any) -> object:
+    async def ask(self, query: Query, arguments: Any) -> object:
         """Answers a query, not older than the token that came with the request."""
         assert self._queries is not None, f"{query.name} needs a query runner"  # noqa: S101  # the schema's own doing
         return await self._queries.ask(query, arguments, subject=self._principal.subject, token=self.token)

@@ -107,7 +107,7 @@ class GraphQLEndpoint:
                     request,
                     400,
                     "MALFORMED_REQUEST",
-                    "the body must be a JSON object with a string `query`, and optionally `variables` and `operationName`",
+                    "the body must be a JSON object with a string `query`, and perhaps `variables`",
                 )
             ) from problem
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:

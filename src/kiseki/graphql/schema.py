@@ -83,7 +83,7 @@ def _mutation(name: str, command: type[Command], types: TypeMap) -> GraphQLField
     return GraphQLField(payload, args=arguments, resolve=resolve, description=_doc(command))
 
 
-def _query(query: Query[Any], types: TypeMap) -> GraphQLField:
+def _query(query: Query, types: TypeMap) -> GraphQLField:
     shape = RecordShape(query.arguments_type)
     result = shape_of(query.result_type, f"the result of query {query.name}")
 

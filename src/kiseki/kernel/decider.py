@@ -13,8 +13,9 @@ import msgspec
 from kiseki.kernel.command import Command
 from kiseki.kernel.errors import DefinitionError, KisekiError
 from kiseki.kernel.event import Event
-from kiseki.kernel.record import Record, record_fields
+from kiseki.kernel.record import record_fields
 from kiseki.kernel.shapes import camel_case
+from kiseki.kernel.state import State
 from kiseki.kernel.streams import AGGREGATE_TYPE, StreamId
 
 __all__ = ["Claim", "Decider", "Rejected", "Release", "Take"]
@@ -75,7 +76,7 @@ class Decider(Generic[C, S, E]):
         self,
         aggregate_type: str,
         *,
-        initial: S,
+        initial: State,
         decide: Callable[[C, S], Sequence[E]],
         evolve: Callable[[S, E], S],
         commands: type[Command] | types.UnionType,
@@ -86,7 +87,6 @@ class Decider(Generic[C, S, E]):
         if not AGGREGATE_TYPE.fullmatch(aggregate_type):
             raise DefinitionError(f"decider {aggregate_type!r}: an aggregate type is a letter, then letters and digits")
         self.aggregate_type = aggregate_type
-        self.initial = initial
         self.decide = decide
         self.evolve = evolve
         self.claims = claims
@@ -94,6 +94,9 @@ class Decider(Generic[C, S, E]):
         self.command_types: tuple[type[Command], ...] = _members(commands, Command, aggregate_type)
         self.event_types: tuple[type[Event], ...] = _members(events, Event, aggregate_type)
         self.state_type = _state_type(evolve, aggregate_type)
+        if not isinstance(initial, typing.get_args(self.state_type) or self.state_type):
+            raise DefinitionError(f"decider {aggregate_type}: the initial state is not of the type that evolve returns")
+        self.initial: S = typing.cast(S, initial)
         self._id_fields: Mapping[type[Command], str | None] = {
             command: _stream_id_field(command) for command in self.command_types
         }
@@ -132,7 +135,7 @@ def _state_type(evolve: Callable[..., Any], aggregate_type: str) -> Any:
             f"decider {aggregate_type}: annotate what evolve returns; that is the type of the state"
         ) from problem
     for member in typing.get_args(state_type) or (state_type,):
-        if not (isinstance(member, type) and issubclass(member, Record)):
+        if not (isinstance(member, type) and issubclass(member, State)):
             raise DefinitionError(f"decider {aggregate_type}: the state {member!r} is not a subclass of State")
     return state_type
 

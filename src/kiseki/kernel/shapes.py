@@ -40,6 +40,7 @@ Path: TypeAlias = tuple[str | int, ...]
 ERASED_MARK: Final = "$erased"
 TAG: Final = "$type"
 _MAX_PLAIN_TEXT = 10_000
+_MAX_ITEMS = 1_000
 _INT64 = 2**63
 
 
@@ -358,6 +359,9 @@ class ListShape(Shape):
     def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
         if not isinstance(value, list | tuple):
             return _wrong(path, errors, "a list")
+        if len(value) > _MAX_ITEMS:
+            errors.append(FieldError(path, "TOO_LONG", f"must have at most {_MAX_ITEMS} items"))
+            return FAILED
         before = len(errors)
         items = [self.item.parse(item, (*path, index), errors) for index, item in enumerate(value)]
         return FAILED if len(errors) > before else self.make(items)

@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Delete, Insert, MetaData, Table, Update
 
@@ -23,7 +23,7 @@ Change: TypeAlias = Insert | Update | Delete
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
-class Projection(Generic[E]):
+class Projection:
     """Follows events and keeps tables.
 
     `apply(event, metadata)` is pure: it returns the statements that follow from one event, and they run in the same
@@ -57,7 +57,7 @@ class Projection(Generic[E]):
         self.name = name
         self.version = version
         self.tables = tuple(tables)
-        self.apply = apply
+        self.apply: Callable[[Any, EventMetadata], Sequence[Change]] = apply
         self.event_types: tuple[type[Event], ...] = _event_types(events, name)
         self.event_names = frozenset(event_type.event_type.name for event_type in self.event_types)
 

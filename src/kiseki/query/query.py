@@ -6,7 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Row, Select
 
@@ -27,7 +27,7 @@ class View(Record):
     """Base of what queries answer: typed fields, served as a GraphQL type of the class's name."""
 
 
-A_contra = TypeVar("A_contra", bound=Arguments, contravariant=True)
+A = TypeVar("A", bound=Arguments)
 
 
 class ReadModel(Protocol):
@@ -42,7 +42,7 @@ class ReadModel(Protocol):
         ...
 
 
-class Query(Generic[A_contra]):
+class Query:
     """A named question: `Query("getUserAccount", get_user_account, reads=[user_accounts], roles={"user"})`.
 
     The handler is `async def handler(arguments: MyArguments, read: ReadModel) -> MyView | None` (or a tuple of
@@ -55,9 +55,9 @@ class Query(Generic[A_contra]):
     def __init__(
         self,
         name: str,
-        handler: Callable[[A_contra, ReadModel], Awaitable[object]],
+        handler: Callable[[A, ReadModel], Awaitable[object]],
         *,
-        reads: Sequence[Projection[Any]],
+        reads: Sequence[Projection],
         roles: Collection[str],
     ) -> None:
         if not _NAME.fullmatch(name):
@@ -69,7 +69,7 @@ class Query(Generic[A_contra]):
                 f"query {name}: name the roles that may ask, as a set; without any it is denied to all"
             )
         self.name = name
-        self.handler = handler
+        self.handler: Callable[[Any, ReadModel], Awaitable[object]] = handler
         self.reads = tuple(reads)
         self.roles = frozenset(roles)
         self.arguments_type, self.result_type = _signature(name, handler)

@@ -1,0 +1,1 @@
+"""Measurements of kiseki against an ordinary stack and against a bare server."""

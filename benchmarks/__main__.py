@@ -1,0 +1,88 @@
+"""The command line of the benchmarks: `python -m benchmarks whole-path`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.baseline_environment import CACHE, baseline_digest
+from benchmarks.errors import BenchmarkError
+from benchmarks.figures import summarise
+from benchmarks.machine import Machine
+from benchmarks.processes import Cores
+from benchmarks.report import print_table, write_json
+from benchmarks.whole_path import REFERENCES, TARGETS, Effort, measure
+
+WARM_UP_SECONDS = 1.0
+TABLE_WIDTH = 120
+SMOKE = Effort(rounds=1, warm_up_seconds=0.2, seconds=1.0, connections=8)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; 0 only when every operation and every check has succeeded."""
+    options = _parser().parse_args(arguments)
+    effort = SMOKE
+    if not options.smoke:
+        effort = Effort(
+            rounds=options.rounds,
+            warm_up_seconds=WARM_UP_SECONDS,
+            seconds=options.seconds,
+            connections=options.connections,
+        )
+    names = [name for name in TARGETS if name in options.only]
+    cores = Cores.choose()
+    try:
+        CACHE.mkdir(exist_ok=True)
+        machine = Machine.observe(CACHE)
+        measured = measure(names, effort, cores)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    summaries = summarise(measured, REFERENCES)
+    print_table(summaries, machine=machine, cores=cores, effort=effort, console=Console(width=TABLE_WIDTH))
+    if options.json is not None:
+        write_json(
+            options.json,
+            measured=measured,
+            summaries=summaries,
+            machine=machine,
+            cores=cores,
+            effort=effort,
+            baseline=baseline_digest(),
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    whole_path = benchmarks.add_parser("whole-path", help="commands from HTTP to durable commit to read model")
+    whole_path.add_argument("--rounds", type=_positive_int, default=5, help="of every server, in turn (%(default)s)")
+    whole_path.add_argument("--seconds", type=_positive, default=5.0, help="measured in a round (%(default)s)")
+    whole_path.add_argument("--connections", type=_positive_int, default=64, help="kept alive (%(default)s)")
+    whole_path.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), help="servers to measure")
+    whole_path.add_argument("--json", type=Path, metavar="PATH", help="write machine, medians and all rounds here")
+    whole_path.add_argument("--smoke", action="store_true", help="one short round: does everything work?")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwind, so that servers are stopped too
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The ordinary stack that kiseki is compared with; frozen, see ../README.md."""

@@ -1,0 +1,1 @@
+"""A running process: settings, HTTP, health, metrics, logging, shutdown, and the only composition root."""
