@@ -1,0 +1,1 @@
+"""Applications that show how kiseki is used."""
