@@ -1,0 +1,51 @@
+# make run    the users application on this machine, nothing to install beforehand but Python 3.11 and make
+# make test   every check: style, types, import directions, unit, integration and end-to-end tests
+# The rest is for developers: soak, bench, lock, format, clean.
+
+VENV := .venv
+DEV_VENV := .venv-dev
+BIN := $(DEV_VENV)/bin
+
+.PHONY: run test check pytest soak bench lock format clean
+
+run: $(VENV)/.ready
+	@exec $(VENV)/bin/kiseki serve $(ARGS)
+
+test: check pytest
+
+check: $(DEV_VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+pytest: $(DEV_VENV)/.ready
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak" $(ARGS)
+
+soak: $(DEV_VENV)/.ready
+	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+bench: $(DEV_VENV)/.ready
+	$(BIN)/python -m benchmarks whole-path $(ARGS)
+
+$(VENV)/.ready: requirements.lock tools/make-venv.sh pyproject.toml
+	@tools/make-venv.sh $(VENV) requirements.lock
+	@touch $@
+
+$(DEV_VENV)/.ready: requirements-dev.lock tools/make-venv.sh pyproject.toml
+	@tools/make-venv.sh $(DEV_VENV) requirements-dev.lock
+	@touch $@
+
+# Pins what pyproject.toml asks for, with hashes; names no index.
+lock: $(DEV_VENV)/.ready
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --group build -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --group build --group dev -o requirements-dev.lock
+
+format: $(DEV_VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEV_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
