@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+
 from benchmarks.baseline_environment import baseline_digest
 from benchmarks.check import differences
 from benchmarks.errors import BenchmarkError
