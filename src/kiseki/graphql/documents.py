@@ -117,9 +117,9 @@ class DocumentCache:
                 raise InvalidDocument(
                     f"the document has more than {self._limits.tokens} tokens", code="TOO_MANY_TOKENS"
                 ) from problem
+            if "nested too deeply" in problem.message:
+                raise InvalidDocument("the document is nested too deeply", code="TOO_DEEP") from problem
             raise UnparsableDocument(problem.message) from problem
-        except RecursionError as problem:
-            raise InvalidDocument("the document is nested too deeply", code="TOO_DEEP") from problem
         try:
             check_document(ast, self._limits)
         except LimitExceeded as problem:
