@@ -29,8 +29,8 @@ class DocumentLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How much a document may ask for."""
 
     tokens: int = 1_000
-    depth: int = 15
-    fields: int = 200
+    depth: int = 16
+    fields: int = 300
     aliases: int = 30
     directives: int = 30
     root_fields: int = 20
@@ -59,22 +59,17 @@ def check_document(document: DocumentNode, limits: DocumentLimits) -> None:
         raise LimitExceeded("TOO_MANY_DIRECTIVES", f"the document has more than {limits.directives} directives")
     fragments = _fragments(document)
     known: dict[str, _Cost] = {}
-    total = 0
-    for definition in document.definitions:
-        if not isinstance(definition, OperationDefinitionNode | FragmentDefinitionNode):
-            continue
-        cost = _cost(definition.selection_set, fragments, known, frozenset())
-        total += cost.fields
-        if total > limits.fields:
-            raise LimitExceeded("TOO_MANY_FIELDS", f"the document asks for more than {limits.fields} fields")
-        if cost.depth > limits.depth:
-            raise LimitExceeded("TOO_DEEP", f"the document is nested deeper than {limits.depth} levels")
-        if isinstance(definition, OperationDefinitionNode):
-            roots = sum(1 for _ in root_fields(definition, document))
-            if roots > limits.root_fields:
-                raise LimitExceeded(
-                    "TOO_MANY_ROOT_FIELDS", f"the operation has more than {limits.root_fields} root fields"
-                )
+    operations = [d for d in document.definitions if isinstance(d, OperationDefinitionNode)]
+    costs = [_cost(operation.selection_set, fragments, known, frozenset()) for operation in operations]
+    # A fragment that nothing spreads is invalid, but finding that out is not free either.
+    costs += [_spread(name, fragments, known, frozenset()) for name in fragments.keys() - known.keys()]
+    if sum(cost.fields for cost in costs) > limits.fields:
+        raise LimitExceeded("TOO_MANY_FIELDS", f"the document asks for more than {limits.fields} fields")
+    if any(cost.depth > limits.depth for cost in costs):
+        raise LimitExceeded("TOO_DEEP", f"the document is nested deeper than {limits.depth} levels")
+    for operation in operations:
+        if sum(1 for _ in root_fields(operation, document)) > limits.root_fields:
+            raise LimitExceeded("TOO_MANY_ROOT_FIELDS", f"an operation has more than {limits.root_fields} root fields")
 
 
 def root_fields(operation: OperationDefinitionNode, document: DocumentNode) -> Iterator[str]:
