@@ -231,11 +231,12 @@ class Journal(Protocol):
     ) -> Commit:
         """Appends one commit after sequence number `after`, which comes from a read; durable when this returns.
 
-        Events, claims and idempotency record land together or not at all. Appending the same commit id again at the same
-        place returns the commit that is there.
+        Events, claims and idempotency record land together or not at all. Appending the same commit id again at the
+        same place returns the commit that is there. Claims change in their order; a stream may take again what it
+        holds, and releases only what it holds.
 
-        Raises Conflict when the stream is not at `after`; ClaimTaken; IdempotencyTaken; CommitTooLarge;
-        JournalUnavailable.
+        Raises CommitTooLarge; IdempotencyTaken; Conflict when the stream is not at `after`; ClaimTaken, the first of
+        these that applies; JournalUnavailable.
         """
         ...
 
