@@ -134,6 +134,16 @@ def assert_complete(trace: Trace, directory: Path) -> None:
     assert not different, f"contents changed by a call that the shim does not record: {different}"
 
 
+def _not_persistent(directory: str, names: Sequence[str]) -> set[str]:
+    """What a base leaves out: marks, the shared memory of a WAL, sockets and pipes."""
+    left_out = {name for name in names if name == ACK or name.endswith("-shm")}
+    for name in names:
+        path = Path(directory, name)
+        if not path.is_file() and not path.is_dir():
+            left_out.add(name)
+    return left_out
+
+
 def _prepare(
     directory: Path,
     trace: Path,
@@ -147,7 +157,7 @@ def _prepare(
     if not trace.exists():
         trace.touch()
         if any(directory.iterdir()):
-            shutil.copytree(directory, base_of(trace), ignore=shutil.ignore_patterns("*-shm", ACK))
+            shutil.copytree(directory, base_of(trace), ignore=_not_persistent)
     prepared = dict(env)
     prepared["LD_PRELOAD"] = ":".join(filter(None, (str(shim.resolve()), env.get("LD_PRELOAD"))))
     prepared["POWERCUT_DIRECTORY"] = str(directory)

@@ -84,6 +84,7 @@ struct target {
     const char *relative; /* inside path, below the watched directory; "." is that directory */
     uint64_t inode;
     int is_directory;
+    int is_special; /* a socket or a pipe: it means nothing after a power cut */
 };
 
 static char root[PATH_MAX];
@@ -235,6 +236,7 @@ static int locate_path(int directory_fd, const char *path, struct target *target
             int exists = fstatat((int)fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0;
             target->inode = exists ? (uint64_t)status.st_ino : 0;
             target->is_directory = exists && S_ISDIR(status.st_mode);
+            target->is_special = exists && (S_ISSOCK(status.st_mode) || S_ISFIFO(status.st_mode));
             found = is_watched(target);
         }
         syscall(SYS_close, fd);
@@ -511,7 +513,7 @@ static int traced_unlink(int directory_fd, const char *path, int flags)
     struct target target;
     int watched = locate_path(directory_fd, path, &target); /* before: then the inode is gone */
     int result = (int)syscall(SYS_unlinkat, directory_fd, path, flags);
-    if (result == 0 && watched)
+    if (result == 0 && watched && !target.is_special)
         record(flags & AT_REMOVEDIR ? OP_RMDIR : OP_UNLINK, &target);
     return result;
 }
@@ -526,11 +528,11 @@ EXPORT int remove(const char *path)
 
 static int traced_rename(int from_fd, const char *from, int to_fd, const char *to, unsigned flags)
 {
-    struct target source, destination;
+    struct target source = {0}, destination;
     int leaves = locate_path(from_fd, from, &source);
     int enters = locate_path(to_fd, to, &destination);
     int result = (int)syscall(SYS_renameat2, from_fd, from, to_fd, to, flags);
-    if (result != 0)
+    if (result != 0 || (leaves && source.is_special))
         return result;
     if (enters && (!leaves || (flags & ~(unsigned)RENAME_NOREPLACE)))
         record_opaque(&destination, "rename");
@@ -557,7 +559,7 @@ static int traced_link(int from_fd, const char *from, int to_fd, const char *to,
 {
     int result = (int)syscall(SYS_linkat, from_fd, from, to_fd, to, flags);
     struct target source, destination;
-    if (result == 0 && locate_path(to_fd, to, &destination)) {
+    if (result == 0 && locate_path(to_fd, to, &destination) && !destination.is_special) {
         if (locate_path(from_fd, from, &source) && source.inode == destination.inode)
             record_data(OP_LINK, &source, destination.relative, 0, 0, 0, NULL);
         else

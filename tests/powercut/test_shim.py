@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .harness import assert_complete, find_compiler, run_under_shim, start_under_shim
-from .records import Operation, Trace, TraceError, acknowledge, load_trace
+from .records import Operation, Trace, TraceError, acknowledge, base_of, load_trace
 from .replay import Mode, images
 
 Run = Callable[[str], Trace]
@@ -190,6 +190,23 @@ def test_a_call_that_cannot_be_replayed_is_refused(run: Run, call: str, source: 
     trace = run(f"open('a', 'w').write('x')\n{source}  # 65: O_CREAT | O_WRONLY")
     with pytest.raises(TraceError, match=f"{call} on"):
         list(images(trace, [len(trace)], Mode.DROP, 0))
+
+
+def test_sockets_and_pipes_are_no_files(run: Run, tmp_path: Path) -> None:
+    trace = run(
+        "import socket\n"
+        "with socket.socket(socket.AF_UNIX) as bound: bound.bind('socket')\n"
+        "os.mkfifo('pipe'); os.rename('pipe', 'renamed'); os.link('renamed', 'linked')\n"
+        "os.rename('socket', 'elsewhere'); os.unlink('elsewhere'); os.unlink('renamed')\n"
+    )
+    assert_complete(trace, tmp_path / "data")
+    assert {record.operation for record in trace.records} == {Operation.START}
+    second = tmp_path / "second"
+    program = [sys.executable, "-c", ""]
+    shim = tmp_path / "missing.so"
+    with pytest.raises(TraceError):  # the base is taken before the program starts
+        run_under_shim(program, tmp_path / "data", second, os.environ, shim=shim)
+    assert list(base_of(second).iterdir()) == []
 
 
 def test_a_change_that_escapes_the_shim_is_noticed(run: Run, tmp_path: Path) -> None:
