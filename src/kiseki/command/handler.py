@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -38,6 +39,7 @@ from kiseki.kernel.streams import stream_name
 __all__ = ["CommandHandler", "CommandRequest", "CommandResult"]
 
 _log = logging.getLogger(__name__)
+_IMMEDIATE_ATTEMPTS: Final = 2
 
 
 class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +98,7 @@ class CommandHandler:
         cache: StateCache,
         idempotency: IdempotencyKeys,
         snapshot_every: int,
-        attempts: int = 8,
+        attempts: int = 12,
     ) -> None:
         self._deciders = deciders
         self._journal = journal
@@ -150,6 +152,10 @@ class CommandHandler:
         if evicted:
             self._telemetry.evicted(evicted)
 
+    def forget_subject(self, subject: str) -> None:
+        """Drops every cached state that may hold personal data of a subject: they are erased."""
+        self._cache.forget_subject(subject)
+
     async def _keyed(self, command: Command, request: CommandRequest) -> CommandResult:
         if request.idempotency_key is None:
             return await self._addressed(command, request, None)
@@ -188,7 +194,11 @@ class CommandHandler:
     async def _decide_and_append(self, work: _Work) -> CommandResult:
         decider, entry, stream = work.decider, work.entry, work.stream
         command_id = self._ids.new_id()
-        for _ in range(self._attempts):
+        for attempt in range(self._attempts):
+            if attempt > _IMMEDIATE_ATTEMPTS:
+                # Processes that all try again at once keep overtaking each other; at different times they take turns.
+                await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.05)))  # noqa: S311  # not a secret
+                await self._loader.refresh(decider.aggregate_type, stream, entry)
             if entry.sequence_number < 0:
                 await self._loader.refresh(decider.aggregate_type, stream, entry)
             else:

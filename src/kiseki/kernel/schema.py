@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -140,11 +139,11 @@ def _contains_personal(shape: Shape) -> bool:
 
 
 def _subject_field(cls: type[Event], record: RecordShape) -> str | None:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    if typing.get_origin(hints.get("subject")) is not ClassVar:
+    shapes = {field.name: field.shape for field in record.fields}
+    # With or without the ClassVar annotation: one that was forgotten must not silently change whose data it is.
+    if "subject" in shapes or not hasattr(cls, "subject"):
         return None
-    name = cls.__dict__.get("subject", getattr(cls, "subject", None))
-    names = {field.name: field.shape for field in record.fields}
-    if not isinstance(name, str) or not isinstance(names.get(name), StringShape | TextShape):
+    name = cls.subject
+    if not isinstance(name, str) or not isinstance(shapes.get(name), StringShape | TextShape):
         raise DefinitionError(f"{cls.__qualname__}: subject must name a text field that holds a full stream name")
     return name

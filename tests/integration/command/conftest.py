@@ -1,0 +1,100 @@
+"""A command handler on real embedded stores, and what tests need to look behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from kiseki.application.commands import CommandSettings, command_handler
+from kiseki.application.context import Application
+from kiseki.application.system import UlidSource
+from kiseki.command.handler import CommandHandler
+from kiseki.journal.sqlite import SqliteJournal
+from kiseki.kernel.codec import EventCodec
+from kiseki.kernel.event import Event
+from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.security.key_store import MemoryKeyStore
+from kiseki.security.master_key import LocalMasterKey
+from kiseki.security.protector import KeyProtector
+
+
+class ManualClock:
+    """Time that moves when a test says so."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic(self) -> float:
+        return (self.time - datetime(2026, 1, 1, tzinfo=UTC)).total_seconds()
+
+    def advance(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+
+class Counting(NoTelemetry):
+    """Remembers what the handler reports."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.conflicts = 0
+        self.loads: list[tuple[int, bool, bool]] = []
+        self.snapshots: list[str] = []
+
+    def command(self, name: str, outcome: str, seconds: float) -> None:
+        self.outcomes.append(outcome)
+
+    def conflict(self, aggregate_type: str) -> None:
+        self.conflicts += 1
+
+    def loaded(self, aggregate_type: str, events: int, *, cached: bool, from_snapshot: bool) -> None:
+        self.loads.append((events, cached, from_snapshot))
+
+    def snapshot(self, aggregate_type: str, outcome: str) -> None:
+        self.snapshots.append(outcome)
+
+
+class World:
+    """The stores, and handlers as so many processes would have them."""
+
+    def __init__(self, journal: SqliteJournal, protector: KeyProtector, clock: ManualClock) -> None:
+        self.journal = journal
+        self.protector = protector
+        self.clock = clock
+        self.telemetry = Counting()
+
+    def handler(self, app: Application, **settings: float) -> CommandHandler:
+        return command_handler(
+            app,
+            journal=self.journal,
+            snapshots=self.journal,
+            protector=self.protector,
+            clock=self.clock,
+            ids=UlidSource(),
+            telemetry=self.telemetry,
+            settings=CommandSettings(**settings),  # type: ignore[arg-type]
+        )
+
+    async def events(self, app: Application, stream: str) -> list[Event]:
+        codec = EventCodec(app.schema, self.protector, NoTelemetry())
+        return [event async for page in self.journal.read(stream) for event in await codec.decode(page)]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    clock = ManualClock()
+    journal = await SqliteJournal.open(tmp_path / "journal.sqlite", clock=clock, telemetry=NoTelemetry())
+    protector = await KeyProtector.open(store=MemoryKeyStore(), wrapper=LocalMasterKey(bytes(32)), clock=clock)
+    yield World(journal, protector, clock)
+    await journal.close()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Callable[[], bytes]:
+    """Every byte of the journal's files."""
+    return lambda: b"".join(path.read_bytes() for path in sorted(tmp_path.glob("journal.sqlite*")) if path.is_file())
