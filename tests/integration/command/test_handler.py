@@ -45,7 +45,7 @@ from kiseki.users.user_account import (
     UserAccountErased,
     UserAccountRenamed,
 )
-from tests.integration.command.conftest import World
+from tests.support import World
 
 REQUEST = CommandRequest(actor="someone", correlation_id="test")
 TARO = CreateUserAccount(FirstName("太郎"), LastName("山田"), EmailAddress("taro@example.com"))

@@ -1,12 +1,8 @@
-"""A command handler on real embedded stores, and what tests need to look behind it."""
+"""What integration tests share: command handlers on real embedded stores, and what looks behind them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import pytest
 
 from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.context import Application
@@ -16,8 +12,6 @@ from kiseki.journal.sqlite import SqliteJournal
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.event import Event
 from kiseki.kernel.telemetry import NoTelemetry
-from kiseki.security.key_store import MemoryKeyStore
-from kiseki.security.master_key import LocalMasterKey
 from kiseki.security.protector import KeyProtector
 
 
@@ -83,18 +77,3 @@ class World:
     async def events(self, app: Application, stream: str) -> list[Event]:
         codec = EventCodec(app.schema, self.protector, NoTelemetry())
         return [event async for page in self.journal.read(stream) for event in await codec.decode(page)]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    clock = ManualClock()
-    journal = await SqliteJournal.open(tmp_path / "journal.sqlite", clock=clock, telemetry=NoTelemetry())
-    protector = await KeyProtector.open(store=MemoryKeyStore(), wrapper=LocalMasterKey(bytes(32)), clock=clock)
-    yield World(journal, protector, clock)
-    await journal.close()
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Callable[[], bytes]:
-    """Every byte of the journal's files."""
-    return lambda: b"".join(path.read_bytes() for path in sorted(tmp_path.glob("journal.sqlite*")) if path.is_file())
