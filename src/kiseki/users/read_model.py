@@ -7,7 +7,22 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, assert_never
 
-from sqlalchemy import Column, Index, MetaData, Row, Select, String, Table, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    Index,
+    MetaData,
+    Row,
+    Select,
+    String,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from kiseki import (
     Arguments,
@@ -50,32 +65,36 @@ accounts = Table(
 )
 
 
-# Projection
+# Projection. The statements are made once; what an event costs is their parameters.
+
+_NAMES = ("first_name", "last_name", "full_name", "search_text")
+_INSERT = insert(accounts)
+_UPDATE = update(accounts).where(accounts.c.id == bindparam("account"))
+_RENAME = _UPDATE.values({name: bindparam(name) for name in ("updated_at", *_NAMES)})
+_DELETE = _UPDATE.values({"updated_at": bindparam("at"), "deleted_at": bindparam("at"), **dict.fromkeys(_NAMES)})
+_ERASE = delete(accounts).where(accounts.c.id == bindparam("account"))
 
 
 def apply(event: UserAccountEvent, metadata: EventMetadata) -> Sequence[Change]:
     """The changes that follow from one event."""
-    account = accounts.c.id == metadata.stream_id
-    at = metadata.occurred_at
+    account, at = metadata.stream_id, metadata.occurred_at
     match event:
         case UserAccountCreated(name=PersonName() as name):
-            row = {"id": metadata.stream_id, "created_at": at, "updated_at": at, **_names(name)}
-            return (insert(accounts).values(row),)
+            return ((_INSERT, {"id": account, "created_at": at, "updated_at": at, **_named(name)}),)
         case UserAccountRenamed(name=PersonName() as name):
-            return (update(accounts).where(account).values({"updated_at": at, **_names(name)}),)
+            return ((_RENAME, {"account": account, "updated_at": at, **_named(name)}),)
         case UserAccountCreated() | UserAccountRenamed():
             # Read again after an erasure: there is no name, and the row that it was for is removed further on.
             return ()
         case UserAccountDeleted():
-            nothing = dict.fromkeys(("first_name", "last_name", "full_name", "search_text"))
-            return (update(accounts).where(account).values({"updated_at": at, "deleted_at": at, **nothing}),)
+            return ((_DELETE, {"account": account, "at": at}),)
         case UserAccountErased():
-            return (delete(accounts).where(account),)
+            return ((_ERASE, {"account": account}),)
         case _:
             assert_never(event)
 
 
-def _names(name: PersonName) -> dict[str, str]:
+def _named(name: PersonName) -> dict[str, str]:
     full_name = f"{name.first_name} {name.last_name}"
     return {
         "first_name": name.first_name,

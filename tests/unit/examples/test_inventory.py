@@ -15,8 +15,9 @@ from examples.inventory.domain import (
     StockShipped,
     stock,
 )
+from examples.inventory.read_model import articles, reservations, stock_levels
 from kiseki import StreamId
-from kiseki.testing import scenario
+from kiseki.testing import following, scenario
 
 SKU = StreamId("TEA-GREEN-100G")
 TEA = ArticleName("緑茶")
@@ -53,3 +54,19 @@ def test_releasing_and_shipping_need_a_reservation() -> None:
         StockShipped(ORDER, Quantity(5)),
     )
     shipped.when(ReserveStock(SKU, ORDER, Quantity(1))).then_rejected("NOT_ENOUGH_STOCK")
+
+
+def test_the_read_model_adds_up() -> None:
+    with following(stock_levels) as model:
+        model.given(
+            ArticleListed(TEA),
+            StockReceived(Quantity(10)),
+            StockReserved(ORDER, Quantity(4)),
+            StockReserved(OrderId("B"), Quantity(1)),
+            StockShipped(ORDER, Quantity(4)),
+            stream="Stock-TEA",
+        )
+        model.then(articles, {"sku": "TEA", "article": "緑茶", "on_hand": 6, "reserved": 1})
+        model.then(reservations, {"sku": "TEA", "order_id": "B", "quantity": 1})
+        model.given(ReservationReleased(OrderId("B"), Quantity(1)), stream="Stock-TEA")
+        model.then(articles, {"on_hand": 6, "reserved": 0}).then(reservations)
