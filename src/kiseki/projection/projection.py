@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Delete, Insert, MetaData, Table, Update
@@ -13,23 +13,34 @@ from sqlalchemy import Delete, Insert, MetaData, Table, Update
 from kiseki.kernel.errors import DefinitionError
 from kiseki.kernel.event import Event, EventMetadata
 
-__all__ = ["Change", "Projection"]
+__all__ = ["Change", "Projection", "Statement"]
 
 E = TypeVar("E", bound=Event)
 
-Change: TypeAlias = Insert | Update | Delete
+Statement: TypeAlias = Insert | Update | Delete
 """A statement that changes rows: SQLAlchemy's `insert`, `update` or `delete`, dialect ones included."""
 
+Change: TypeAlias = Statement | tuple[Statement, Mapping[str, object]]
+"""A statement, or a statement with its parameters, as in SQLAlchemy's `connection.execute(statement, parameters)`.
+
+The second form, with one statement made once at module level, is the fast one: what an event costs is then a
+dictionary, and changes of the same statement in a row reach the database together.
+"""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+# Schema names that databases keep for themselves; a projection's name is a schema's name.
+_RESERVED = frozenset({"main", "temp", "public", "information_schema"})
+_RESERVED_PREFIXES = ("pg_", "sqlite_", "kiseki_")
 
 
 class Projection:
     """Follows events and keeps tables.
 
-    `apply(event, metadata)` is pure: it returns the statements that follow from one event, and they run in the same
-    transaction as the progress. `events` names the event types it follows; others pass it by. The tables
-    are SQLAlchemy Core tables of a `MetaData(schema=<name of the projection>)`. They are created by
-    kiseki and never altered: change them or `apply`, raise `version`, and the new version is built beside the old.
+    `apply(event, metadata)` is pure: it returns the changes that follow from one event, and they run in the same
+    transaction as the progress; it may be called more than once for an event. `events` names the event types it
+    follows; others pass it by. The tables are SQLAlchemy Core tables of a `MetaData(schema=<name of the projection>)`.
+    They are created by kiseki and never altered: change them, `apply`, or which known events are followed, raise
+    `version`, and the new version is built beside the old.
 
     Raises DefinitionError when the parts don't fit.
     """
@@ -45,6 +56,8 @@ class Projection:
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DefinitionError(f"projection {name!r}: a name is lower case letters, digits and _, at most 40")
+        if name in _RESERVED or name.startswith(_RESERVED_PREFIXES):
+            raise DefinitionError(f"projection {name}: databases keep this name for themselves; use another one")
         if version < 1:
             raise DefinitionError(f"projection {name}: versions count from 1")
         if not tables:
@@ -53,6 +66,10 @@ class Projection:
             if table.schema != name:
                 raise DefinitionError(
                     f"projection {name}: table {table.name} must be defined with MetaData(schema={name!r})"
+                )
+            if table.name.startswith(_RESERVED_PREFIXES):
+                raise DefinitionError(
+                    f"projection {name}: table {table.name}: names in {', '.join(_RESERVED_PREFIXES)}… are kept"
                 )
         self.name = name
         self.version = version

@@ -17,6 +17,7 @@ from kiseki.projection.projection import Projection
 __all__ = ["Arguments", "Query", "ReadModel", "View"]
 
 _NAME = re.compile(r"[a-z][A-Za-z0-9]{0,63}")
+_MAX_READS = 10  # as many databases as SQLite attaches to one connection; the same on every store
 
 
 class Arguments(Record):
@@ -64,6 +65,8 @@ class Query:
             raise DefinitionError(f"query {name!r}: a name is camelCase letters and digits")
         if not reads:
             raise DefinitionError(f"query {name}: name the projections it reads")
+        if len(reads) > _MAX_READS:
+            raise DefinitionError(f"query {name}: it can read at most {_MAX_READS} projections, not {len(reads)}")
         if not roles or isinstance(roles, str):
             raise DefinitionError(
                 f"query {name}: name the roles that may ask, as a set; without any it is denied to all"

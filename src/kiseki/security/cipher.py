@@ -18,6 +18,7 @@ __all__ = ["DATA_KEY_BYTES", "DataKeyCipher", "SealBroken"]
 DATA_KEY_BYTES: Final = 32
 
 _NONCE_BYTES: Final = 12
+_LEAST_BYTES: Final = _NONCE_BYTES + 16
 _FORMAT: Final = b"kiseki-sealed-1|"
 """Part of what is authenticated, so that a later format can never be taken for this one."""
 
@@ -62,7 +63,7 @@ class DataKeyCipher:
             key_id, _, text = sealed.partition(".")
             raw = urlsafe_b64decode(text + "==")
             # Python decodes more than one text to the same bytes; only the one that `seal` writes is accepted.
-            if urlsafe_b64encode(raw).rstrip(b"=").decode() != text:
+            if len(raw) < _LEAST_BYTES or urlsafe_b64encode(raw).rstrip(b"=").decode() != text:
                 raise ValueError
             key = self._by_id.get(key_id)
             if key is not None:

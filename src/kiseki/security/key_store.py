@@ -5,7 +5,7 @@ Used by the Protector and by re-wrapping. Nothing here knows a key in the clear.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -137,14 +137,14 @@ class MemoryKeyStore:
 
     async def load(self, subjects: Collection[str]) -> dict[str, SubjectKeys]:
         """As KeyStore."""
-        return {subject: known for subject in subjects if (known := self._known(subject)) is not None}
+        return self._known(subjects)
 
     async def insert(self, keys: Mapping[str, WrappedKey]) -> dict[str, SubjectKeys]:
         """As KeyStore."""
         for subject, key in keys.items():
             if subject not in self._erased:
                 self._keys.setdefault(subject, (key,))
-        return await self.load(keys)
+        return self._known(keys)
 
     async def erase(self, subject: str, at: datetime) -> None:
         """As KeyStore."""
@@ -176,9 +176,11 @@ class MemoryKeyStore:
     async def close(self) -> None:
         """As KeyStore: nothing to do."""
 
-    def _known(self, subject: str) -> SubjectKeys | None:
-        erased_at = self._erased.get(subject)
-        if erased_at is not None:
-            return SubjectKeys((), erased_at)
-        keys = self._keys.get(subject)
-        return None if keys is None else SubjectKeys(keys)
+    def _known(self, subjects: Iterable[str]) -> dict[str, SubjectKeys]:
+        known = {}
+        for subject in subjects:
+            if subject in self._erased:
+                known[subject] = SubjectKeys((), self._erased[subject])
+            elif subject in self._keys:
+                known[subject] = SubjectKeys(self._keys[subject])
+        return known

@@ -29,6 +29,8 @@ __all__ = ["KeyFile", "KeyFileRefused"]
 
 _APPLICATION_ID: Final = 0x6B69736B
 _VERSION: Final = 1
+_OURS: Final = (_APPLICATION_ID, _VERSION, True)
+_EMPTY: Final = (0, 0, False)
 _SCHEMA: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS subject_keys (
@@ -87,8 +89,8 @@ class KeyFile:
             if self.path.stat().st_mode & 0o077:
                 raise KeyFileRefused(f"others may use the key store {self.path}: chmod 600 it")
             _sync(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            with closing(self._open()) as connection:
-                if connection.execute("PRAGMA user_version").fetchone() == (0,):
+            with closing(self._open(new=True)) as connection:
+                if _identity(connection) != _OURS:
                     connection.executescript(_SCHEMA)
 
     def connect(self) -> sqlite3.Connection:
@@ -98,18 +100,7 @@ class KeyFile:
         """
         with self.translated():
             self.check()
-            connection = self._open()
-            try:
-                found = connection.execute("PRAGMA application_id").fetchone() + _pragma(connection, "user_version")
-                if found != (_APPLICATION_ID, _VERSION):
-                    raise KeyFileRefused(
-                        f"{self.path} is no key store of version {_VERSION}: application id {found[0]:#x}, "
-                        f"version {found[1]}"
-                    )
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+            return self._open(new=False)
 
     def check(self) -> None:
         """That the file is still the one first opened: keys written to a removed file would be lost, and those of a
@@ -132,7 +123,7 @@ class KeyFile:
         busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise KeyStoreUnavailable(
-                f"the key store {self.path.name}: the log is in use, destroyed keys may still be in it; erase again"
+                f"the key store {self.path.name}: the log is in use, what was destroyed may still be in it; do it again"
             )
         try:
             # SQLite does not sync after it cuts the log. Closing this file drops no lock of SQLite's: those are on
@@ -158,12 +149,16 @@ class KeyFile:
                 f"the key store {self.path.name} can't be used: {problem.strerror or type(problem).__name__}"
             ) from problem
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, *, new: bool) -> sqlite3.Connection:
         # mode=rw: a file that was removed is not made anew, empty.
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=self._busy_timeout
         )
         try:
+            # Before anything is changed: it may be somebody's database.
+            identity = _identity(connection)
+            if identity != _OURS and not (new and identity == _EMPTY):
+                raise KeyFileRefused(f"{self.path} is no key store of version {_VERSION} of kiseki's format")
             self._use_log(connection)
             connection.executescript(
                 "PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY;"
@@ -189,6 +184,14 @@ class KeyFile:
                 time.sleep(0.01)
             else:
                 return
+
+
+def _identity(connection: sqlite3.Connection) -> tuple[Any, ...]:
+    connection.execute("BEGIN")  # all of one moment: another process may be making the tables
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    identity = (*_pragma(connection, "application_id"), *_pragma(connection, "user_version"), tables > 0)
+    connection.execute("COMMIT")
+    return identity
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> tuple[Any, ...]:

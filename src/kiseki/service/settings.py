@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from kiseki.kernel.errors import KisekiError
 
@@ -120,13 +120,19 @@ class Settings(BaseSettings):
 
     @property
     def shutdown_total(self) -> float:
-        """The longest that a coordinated shutdown of one process takes, in seconds."""
-        return (
-            self.drain_delay
-            + self.unbind_timeout
-            + self.requests_done_timeout
-            + self.stop_timeout
-            + self.projections_timeout
-            + self.flush_timeout
-            + self.close_timeout
-        )
+        """The longest that a coordinated shutdown takes, in seconds; under a supervisor the updater ends last."""
+        ending = self.stop_timeout + self.projections_timeout + self.flush_timeout + self.close_timeout
+        total = self.drain_delay + self.unbind_timeout + self.requests_done_timeout + ending
+        return total if self.workers == 1 else total + ending
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but what it is made with: the sources are read, and checked, in `settings_sources`."""
+        return (init_settings,)

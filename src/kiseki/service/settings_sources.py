@@ -59,9 +59,7 @@ def load_settings(
         ) from invalid
 
 
-def _settings(
-    options: Mapping[str, Any], environment: Mapping[str, str], from_file: Mapping[str, Any]
-) -> Settings:
+def _settings(options: Mapping[str, Any], environment: Mapping[str, str], from_file: Mapping[str, Any]) -> Settings:
     class Loaded(Settings):
         @classmethod
         def settings_customise_sources(
@@ -118,9 +116,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _refuse_unknown(from_file: Mapping[str, Any], file: Path | None, environment: Mapping[str, str]) -> None:
     known = sorted(Settings.model_fields)
-    problems = [
-        f"unknown setting {key!r} in {file}{_suggestion(key, known)}" for key in from_file if key not in known
-    ]
+    problems = [f"unknown setting {key!r} in {file}{_suggestion(key, known)}" for key in from_file if key not in known]
     names = [_variable(key) for key in known]
     problems += [
         f"unknown setting {name} in the environment{_suggestion(name, names)}"

@@ -261,7 +261,9 @@ async def test_a_connection_that_says_nothing_is_closed() -> None:
 async def test_ten_megabytes_get_413_while_they_are_sent(service: Service, chunked: bool) -> None:
     async with service.connection() as connection:
         part = b"x" * 100_000
-        connection.send(HEAD + (b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: 10000000\r\n\r\n"))
+        connection.send(
+            HEAD + (b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: 10000000\r\n\r\n")
+        )
         for _ in range(100):
             connection.send(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
             await connection.writer.drain()

@@ -118,4 +118,4 @@ def test_errors_tell_where_but_nothing_of_what_was_sealed(cipher: DataKeyCipher)
 
 def test_keys_are_in_no_repr(cipher: DataKeyCipher) -> None:
     assert repr(OLD) not in repr(cipher)
-    assert all(OLD != getattr(cipher, name) for name in DataKeyCipher.__slots__)
+    assert all(getattr(cipher, name) != OLD for name in DataKeyCipher.__slots__)

@@ -55,4 +55,4 @@ def test_a_root_of_another_length_is_refused(length: int) -> None:
 def test_the_root_is_in_no_repr() -> None:
     digests = Digests(ROOT)
     assert repr(ROOT) not in repr(digests)
-    assert all(ROOT != getattr(digests, name) for name in Digests.__slots__)
+    assert all(getattr(digests, name) != ROOT for name in Digests.__slots__)

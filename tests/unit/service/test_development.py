@@ -70,7 +70,8 @@ async def test_credentials_that_can_not_be_checked_are_an_invalid_token(value: b
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"Bearer", b"Bearer ", b"Bearer a b", b"Bearer \xff", b"Bearer a,b", b"abc", b"Bearer =", b" Bearer a"]
+    "value",
+    [b"", b"Bearer", b"Bearer ", b"Bearer a b", b"Bearer \xff", b"Bearer a,b", b"abc", b"Bearer =", b" Bearer a"],
 )
 async def test_a_malformed_header_is_an_invalid_request(value: bytes) -> None:
     assert await error_of(credentials(value)) == "invalid_request"

@@ -1,0 +1,168 @@
+"""`Follower`: brings one build from its stored position to the end of the feed, a page at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from kiseki.journal.port import Journal, Position
+from kiseki.kernel.errors import KisekiError, Unavailable
+from kiseki.kernel.ports import Clock, Telemetry
+from kiseki.kernel.schema import UnknownEvent
+from kiseki.projection.backoff import Backoff
+from kiseki.projection.erasure import Erasures
+from kiseki.projection.port import Build, BuildMissing, ProjectionStore
+from kiseki.projection.projector import Projector
+from kiseki.projection.subscription import Subscription
+
+__all__ = ["Follower"]
+
+_log = logging.getLogger(__name__)
+
+# Codes of streams whose cause lies outside event and projection: a new start may find it gone.
+_RETRIED_AT_START = frozenset({"UNKNOWN_EVENT", "SUBJECT_KEY_MISSING"})
+
+
+class Follower:
+    """Follows the feed into one build. One task at a time calls it."""
+
+    def __init__(
+        self,
+        *,
+        build: Build,
+        store: ProjectionStore,
+        projector: Projector,
+        subscription: Subscription,
+        journal: Journal,
+        erasures: Erasures,
+        backoff: Backoff,
+        clock: Clock,
+        telemetry: Telemetry,
+        page_commits: int,
+        applied: Callable[[], None],
+    ) -> None:
+        """`page_commits` commits are read and applied at once; `applied` is called after each page that was."""
+        self.build = build
+        self.store = store
+        self.projector = projector
+        self.caught_up = False
+        """Whether the last look at the feed found nothing after the build's position."""
+        self.failure: Exception | None = None
+        """Why the last step did not succeed; None when it did."""
+        self.refusal: str | None = None
+        """Why it will not go on before the next start: the application does not know an event."""
+        self.retry_at = 0.0
+        """The monotonic time, in seconds, before which a step does nothing, because something is unavailable."""
+        self.events_applied = 0
+        """Since it was opened."""
+        self._subscription = subscription
+        self._journal = journal
+        self._erasures = erasures
+        self._backoff = backoff
+        self._clock = clock
+        self._telemetry = telemetry
+        self._page_commits = page_commits
+        self._applied = applied
+        self._position: Position | None = None
+        self._retried_at_start = False
+
+    async def step(self) -> bool:
+        """Applies the next page; whether there was one. What is unavailable is waited for, and never parked.
+
+        Raises BuildMissing.
+        """
+        if self.refusal is not None or self._clock.monotonic() < self.retry_at:
+            return False
+        return await self.guarded(self._page)
+
+    async def guarded(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        """Runs a piece of work on the build; when it fails, notes why and when to try again, and gives False.
+
+        Raises BuildMissing.
+        """
+        try:
+            worked = await work()
+        except BuildMissing:
+            raise
+        except UnknownEvent as problem:
+            self.refusal = str(problem)
+            self.caught_up = False
+            _log.error("%s", problem)  # says what is wrong; a traceback would add nothing
+            return False
+        except Unavailable as problem:
+            self._wait(problem, problem.code)
+            _log.warning("%s waits: %s", self.build.name, problem)
+            return False
+        except Exception as problem:  # noqa: BLE001
+            # CorruptJournal, or a defect: going on could skip an event, so this too is waited for, and is loud.
+            self._wait(problem, problem.code if isinstance(problem, KisekiError) else "INTERNAL")
+            _log.exception("%s can't go on", self.build.name)
+            return False
+        self.failure = None
+        self._backoff.succeeded()
+        return worked
+
+    def _wait(self, problem: Exception, code: str) -> None:
+        self.failure = problem
+        self.caught_up = False
+        # What the store says is what counts after a failure, not what was last seen.
+        self._position = None
+        self.retry_at = self._clock.monotonic() + self._backoff.failed()
+        self._telemetry.projection_retry(self.build.name.projection, code)
+
+    async def _page(self) -> bool:
+        if not self._retried_at_start:
+            await self.retry_parked(at_start=True)
+            self._retried_at_start = True
+        if self._position is None:
+            self._position = await self.store.position()
+        started = self._clock.monotonic()
+        page = await self._journal.feed(self._position, limit=self._page_commits)
+        if not page.commits:
+            if page.position != self._position:
+                await self.projector.apply((), page.position)
+                self._position = page.position
+            self.caught_up = True
+            return False
+        self.caught_up = False
+        erases = await self._erasures.ensure(page.commits)
+        concerns = self._subscription.concerns
+        events = [event for commit in page.commits if concerns(commit.stream) for event in commit.recorded()]
+        count = await self.projector.apply(events, page.position, scrub=erases)
+        self._position = page.position
+        self.events_applied += count
+        self._telemetry.projected(self.build.name.projection, count, self._clock.monotonic() - started)
+        self._applied()
+        return True
+
+    async def retry_parked(self, stream: str | None = None, *, at_start: bool = False) -> tuple[int, int]:
+        """Retries parked streams (one, or all; at the start only those whose cause may have gone by starting).
+
+        Gives how many go on again, and how many stay parked. Raises Unavailable, CorruptJournal.
+        """
+        freed = stuck = 0
+        after = ""
+        while True:
+            if stream is None:
+                found = list(await self.store.parked(after=after))
+                if not found:
+                    break
+                after = found[-1].stream
+            else:
+                progress = (await self.store.progress([stream]))[stream]
+                found = [progress.parked] if progress.parked else []
+            for parked in found:
+                if at_start and parked.code not in _RETRIED_AT_START:
+                    continue
+                if await self.projector.retry(parked.stream):
+                    freed += 1
+                    self._applied()
+                else:
+                    stuck += 1
+            if stream is not None:
+                break
+        return freed, stuck
+
+    async def close(self) -> None:
+        """Lets go of the build."""
+        await self.store.close()

@@ -1,0 +1,278 @@
+"""`OwnedBuilds`: the builds of one projection version, while this process owns them. Used by the runner.
+
+The live build answers queries. Beside it, during a rebuild or after a new version was deployed, a candidate catches up
+and then takes over. Both are stepped by one task, so that while a candidate is promoted the live one stands still.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from kiseki.kernel.errors import Unavailable
+from kiseki.projection.follower import Follower
+from kiseki.projection.port import Build, BuildMissing, BuildName, BuildState, RequestKind
+from kiseki.projection.projector import Projector
+from kiseki.projection.settings import BuildProgress, RunnerParts
+from kiseki.projection.subscription import Subscription
+
+__all__ = ["OwnedBuilds"]
+
+_log = logging.getLogger(__name__)
+
+
+class OwnedBuilds:
+    """Opens, steps, promotes, rebuilds and prunes the builds of a projection version. One task at a time uses it.
+
+    Unless said otherwise its methods raise Unavailable, and BuildMissing when a build's file is gone; then it is closed
+    and opened anew.
+    """
+
+    def __init__(self, subscription: Subscription, parts: RunnerParts) -> None:
+        self.live: Follower | None = None
+        self.candidate: Follower | None = None
+        self.problem: str | None = None
+        """Why the candidate does not go on or does not become live."""
+        self._subscription = subscription
+        self._projection = subscription.projection
+        self._parts = parts
+        self._builds = parts.builds
+
+    @property
+    def followers(self) -> list[Follower]:
+        """The open ones."""
+        return [follower for follower in (self.live, self.candidate) if follower is not None]
+
+    async def open(self) -> None:
+        """Opens what there is of this version, or makes its first build. Raises DefinitionError."""
+        builds = await self._builds.builds(self._projection.name)
+        own = [build for build in builds if build.name.version == self._projection.version]
+        served = [build for build in own if build.promoted_at is not None]
+        building = [build for build in own if build.promoted_at is None]
+        if served and not await self._still_answers(served[-1]):
+            # A way back to this version: the demoted build is nearly there; one that was being built besides is not.
+            building.append(served.pop())
+            served = []
+        others = [build for build in builds if build.promoted_at is not None and build not in building]
+        if served:
+            self.live = await self._opened(served[-1], beside=())
+        if building:
+            self.candidate = await self._opened(building[-1], beside=others)
+            if building[-1].problem is not None:
+                await self._builds.note(building[-1].name, None)  # a new start is a new try
+            for build in building[:-1]:
+                await self._builds.remove(build.name)
+        if self.live is None and self.candidate is None:
+            await self._create()
+
+    async def _still_answers(self, build: Build) -> bool:
+        """Whether queries may go on using the newest build of this version; if not it is demoted.
+
+        While another version was live nobody may have kept this one up to date, and it must not answer with old rows.
+        """
+        if build.state is BuildState.LIVE:
+            return True
+        try:
+            position = (await self._builds.inspect(build.name)).position
+        except BuildMissing:
+            return True  # found again, and seen to, when it is opened
+        if (await self._parts.journal.lag(position)).commits:
+            await self._builds.demote(build.name)
+            return False
+        await self._builds.promote(build.name)
+        return True
+
+    async def _opened(self, build: Build, *, beside: Sequence[Build]) -> Follower | None:
+        """The follower of a build, None when it is not there any more. `beside`: builds that answer without it."""
+        parts = self._parts
+        try:
+            store = await self._builds.open(self._projection, build.name, self._subscription.definition)
+        except BuildMissing as problem:
+            _log.warning("%s; it is built again", problem)
+            await self._builds.remove(build.name)
+            return None
+        projector = Projector(
+            subscription=self._subscription,
+            store=store,
+            journal=parts.journal,
+            codec=parts.codec,
+            telemetry=parts.telemetry,
+            clock=parts.clock,
+            attempts=parts.settings.attempts,
+            # Beside a build that answers, an incomplete one is of no use; the first one must come up all the same.
+            refuse_unknown=bool(beside),
+        )
+        return Follower(
+            build=build,
+            store=store,
+            projector=projector,
+            subscription=self._subscription,
+            journal=parts.journal,
+            erasures=parts.erasures,
+            backoff=parts.new_backoff(),
+            clock=parts.clock,
+            telemetry=parts.telemetry,
+            page_commits=parts.settings.page_commits,
+            applied=self._applied,
+        )
+
+    async def _create(self) -> BuildName:
+        builds = await self._builds.builds(self._projection.name)
+        build = await self._builds.create(self._projection, self._subscription.definition)
+        self.candidate = await self._opened(build, beside=[b for b in builds if b.promoted_at is not None])
+        self.problem = None
+        _log.info("builds %s", build.name)
+        return build.name
+
+    async def round(self) -> bool:
+        """One page of each build, and the promotion when it is due; whether anything was done.
+
+        What is unavailable is noted in the followers and waited for. Raises only BuildMissing.
+        """
+        worked = False
+        if self.live is not None:
+            worked = await self.live.step()
+        candidate = self.candidate
+        if candidate is not None:
+            worked |= await candidate.step()
+            if candidate.refusal is not None:
+                await candidate.guarded(self._note_refusal)
+            elif candidate.caught_up:
+                # The live build has not moved since its step above, so the candidate is at least as far.
+                worked |= await candidate.guarded(self._promote)
+        return worked
+
+    async def _note_refusal(self) -> bool:
+        if self.candidate is not None:
+            await self._note(self.candidate.refusal)
+        return False
+
+    async def _note(self, problem: str | None) -> None:
+        if self.candidate is not None and problem != self.problem:
+            await self._builds.note(self.candidate.build.name, problem)
+            self.problem = problem
+            if problem is not None:
+                _log.error("%s does not become live: %s", self.candidate.build.name, problem)
+
+    async def _promote(self) -> bool:
+        candidate = self.candidate
+        if candidate is None:
+            return False
+        behind = await self._streams_behind(candidate)
+        if behind:
+            await self._note(
+                f"{behind} of its parked streams would go back in time; mend their cause and run projection retry, or "
+                "raise the version"
+            )
+            return False
+        await self._note(None)
+        # Once queries use it, a loss of power must not set it back to where it was long ago.
+        await candidate.store.flush()
+        await self._builds.promote(candidate.build.name)
+        replaced, self.live, self.candidate = self.live, candidate, None
+        _log.info("%s is live", candidate.build.name)
+        self._applied()
+        if replaced is not None:
+            await replaced.close()
+        return True
+
+    async def _streams_behind(self, candidate: Follower) -> int:
+        """How many streams the build that answers now has applied further than the candidate, which parked them."""
+        answering: BuildName | None = None
+        if self.live is None:
+            builds = await self._builds.builds(self._projection.name)
+            answering = next((build.name for build in builds if build.state is BuildState.LIVE), None)
+            if answering is None:
+                return 0
+        count = 0
+        after = ""
+        while parked := await candidate.store.parked(after=after):
+            after = parked[-1].stream
+            streams = [one.stream for one in parked]
+            if self.live is not None:
+                progress = await self.live.store.progress(streams)
+            elif answering is not None:
+                progress = await self._builds.progress(answering, streams)
+            count += sum(progress[one.stream].sequence_number >= one.sequence_number for one in parked)
+        return count
+
+    async def see_to_requests(self) -> bool:
+        """Does what operators asked for; whether there was anything."""
+        requests = await self._builds.requests(self._projection.name, self._projection.version)
+        for request in requests:
+            if request.kind is RequestKind.RETRY:
+                outcome = await self._retry(request.stream)
+            else:
+                outcome = await self._rebuild()
+            await self._builds.finish(request.id, outcome)
+        return bool(requests)
+
+    async def _retry(self, stream: str | None) -> str:
+        freed = stuck = 0
+        for follower in self.followers:
+            freed_here, stuck_here = await follower.retry_parked(stream)
+            freed, stuck = freed + freed_here, stuck + stuck_here
+        return f"{freed} parked streams go on, {stuck} stay parked"
+
+    async def _rebuild(self) -> str:
+        candidate = self.candidate
+        if candidate is not None:
+            if self.problem is None and candidate.failure is None:
+                return f"{candidate.build.name} is already being built"
+            self.candidate = None
+            await candidate.close()
+            await self._builds.remove(candidate.build.name)
+        return f"builds {await self._create()}"
+
+    async def prune(self) -> None:
+        """Deletes builds that were replaced, or given up unfinished, longer ago than they are kept."""
+        before = self._parts.clock.now() - timedelta(seconds=self._parts.settings.keep_retired)
+        in_use = {follower.build.name for follower in self.followers}
+        for build in await self._builds.builds(self._projection.name):
+            since = build.retired_at if build.state is BuildState.RETIRED else build.created_at
+            if build.state is BuildState.LIVE or build.name in in_use or since is None or since >= before:
+                continue
+            if build.name.version == self._projection.version:
+                await self._builds.remove(build.name)
+                continue
+            # A version that another process still runs is its owner's to prune.
+            ownership = await self._builds.own(self._projection.name, build.name.version)
+            if ownership is not None:
+                try:
+                    await self._builds.remove(build.name)
+                finally:
+                    await ownership.release()
+
+    async def close(self) -> None:
+        """Lets go of all builds."""
+        followers = self.followers
+        self.live = self.candidate = self.problem = None
+        for follower in followers:
+            try:
+                await follower.close()
+            except Unavailable as problem:
+                _log.warning("closing %s: %s", follower.build.name, problem)
+
+    def progress(self) -> tuple[BuildProgress, ...]:
+        """What is being done for each open build."""
+        return tuple(self._progress_of(follower) for follower in self.followers)
+
+    def _progress_of(self, follower: Follower) -> BuildProgress:
+        failure = follower.failure
+        waiting = None
+        if failure is not None:
+            waiting = str(failure) if isinstance(failure, Unavailable) else type(failure).__name__
+        return BuildProgress(
+            projection=self._projection.name,
+            version=self._projection.version,
+            generation=follower.build.name.generation,
+            role="live" if follower is self.live else "building",
+            caught_up=follower.caught_up,
+            events_applied=follower.events_applied,
+            waiting=waiting,
+            problem=self.problem if follower is self.candidate else None,
+        )
+
+    def _applied(self) -> None:
+        self._parts.applied(self._projection.name)

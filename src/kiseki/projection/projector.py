@@ -1,0 +1,251 @@
+"""`Projector`: applies events to one build, every event exactly once, whatever order and however often they come.
+
+The feed may repeat, reorder between streams and leave gaps; the guard of each stream makes the result exact. A
+projector keeps nothing between calls, so a call that failed or was cancelled at any point is simply made again.
+Used by the updater, and by whoever gets events pushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+from kiseki.journal.port import CorruptJournal, Journal, JournalUnavailable, Position, RecordedEvent
+from kiseki.kernel.codec import EventCodec
+from kiseki.kernel.ports import Clock, Telemetry
+from kiseki.projection.failure import Failure
+from kiseki.projection.port import (
+    Batch,
+    GuardMove,
+    ParkedStream,
+    ProjectionStore,
+    StatementFailed,
+    StreamProgress,
+    TransientFailure,
+)
+from kiseki.projection.projection import Change
+from kiseki.projection.steps import Step, Steps
+from kiseki.projection.subscription import Subscription
+
+__all__ = ["Projector"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Run:
+    """What one call knows of the streams it works on; it follows what was committed, never what was tried."""
+
+    def __init__(self, progress: dict[str, StreamProgress], *, retrying: bool = False) -> None:
+        self.guards = {stream: of.sequence_number for stream, of in progress.items()}
+        self.attempts = {stream: of.parked.attempts for stream, of in progress.items() if of.parked}
+        # While a stream is retried, its being parked is what is to end.
+        self.parked: set[str] = set() if retrying else set(self.attempts)
+        self.scrub = False
+
+
+class Projector:
+    """Applies events to one build of a projection.
+
+    An event that can't be read or applied parks its stream: it and all later events of the stream wait, all
+    other streams go on. When the store, the journal or the key store is unavailable nothing is parked: the call
+    raises Unavailable, and the same call again is right.
+    """
+
+    def __init__(
+        self,
+        *,
+        subscription: Subscription,
+        store: ProjectionStore,
+        journal: Journal,
+        codec: EventCodec,
+        telemetry: Telemetry,
+        clock: Clock,
+        attempts: int = 5,
+        pause: Callable[[int], Awaitable[None]] | None = None,
+        refuse_unknown: bool = False,
+    ) -> None:
+        """`attempts` tries are given to an event whose transaction loses against others; `pause(n)` waits after the
+        n-th of them. With `refuse_unknown` an event that the application does not know raises UnknownEvent
+        instead of parking its stream."""
+        self._subscription = subscription
+        self._name = subscription.projection.name
+        self._store = store
+        self._journal = journal
+        self._telemetry = telemetry
+        self._clock = clock
+        self._attempts = attempts
+        self._pause = pause or _short_pause
+        self._steps = Steps(
+            projection=subscription.projection, codec=codec, refuse_unknown_in=store.name if refuse_unknown else None
+        )
+
+    async def apply(
+        self, events: Iterable[RecordedEvent], position: Position | None = None, *, scrub: bool = False
+    ) -> int:
+        """Applies events in one transaction, and moves the stored position; how many events were new.
+
+        Events that were applied before are skipped; missing ones before them are read from the journal and applied
+        first. `position` is the place after these events. `scrub` says that personal data is removed by them.
+        Raises Unavailable, UnknownEvent when told to refuse, and CorruptJournal.
+        """
+        concerned = [event for event in events if self._subscription.concerns(event.stream)]
+        streams = {event.stream for event in concerned}
+        run = _Run(dict(await self._store.progress(streams)) if streams else {})
+        run.scrub = scrub
+        taken: list[RecordedEvent] = []
+        reached = dict(run.guards)
+        applied = 0
+        for event in concerned:
+            stream, number = event.stream, event.sequence_number
+            if stream in run.parked or number <= reached[stream]:
+                continue
+            if number > reached[stream] + 1:
+                # What was taken so far may be what is missing; it goes first, and then whatever the feed left out.
+                applied += await self._write(run, taken)
+                taken = []
+                applied += await self._repair(run, stream, number - 1)
+                reached[stream] = run.guards[stream]
+                if stream in run.parked:
+                    continue
+            taken.append(event)
+            reached[stream] = number
+        return applied + await self._write(run, taken, position)
+
+    async def retry(self, stream: str) -> bool:
+        """Applies the waiting events of a parked stream in order; whether the stream is no longer parked.
+
+        Raises Unavailable, CorruptJournal.
+        """
+        run = _Run(dict(await self._store.progress([stream])), retrying=True)
+        if self._subscription.concerns(stream):
+            await self._read_and_write(run, stream, None)
+            if stream in run.parked:
+                return False
+        # An event that comes after what was read here comes by the feed too, so no event is left behind.
+        await self._store.write(Batch(unpark=[stream]))
+        return True
+
+    async def _repair(self, run: _Run, stream: str, upto: int) -> int:
+        count = await self._read_and_write(run, stream, upto)
+        if stream not in run.parked and run.guards[stream] < upto:
+            raise JournalUnavailable(
+                f"{stream}: the feed is at sequence number {upto + 1}, but reading ends at {run.guards[stream]}"
+            )
+        return count
+
+    async def _read_and_write(self, run: _Run, stream: str, upto: int | None) -> int:
+        """Applies what the journal has after the guard (up to a number), each page in a transaction of its own."""
+        count = 0
+        pages: AsyncIterator[Sequence[RecordedEvent]] = self._journal.read(stream, run.guards[stream])
+        try:
+            async for page in pages:
+                wanted = [event for event in page if upto is None or event.sequence_number <= upto]
+                for number, event in enumerate(wanted, run.guards[stream] + 1):
+                    if event.sequence_number != number:
+                        raise CorruptJournal(f"{stream}: sequence number {number} is missing in the journal")
+                count += await self._write(run, wanted)
+                if stream in run.parked or len(wanted) < len(page):
+                    break
+        finally:
+            close = getattr(pages, "aclose", None)
+            if close is not None:
+                await close()
+        return count
+
+    async def _write(self, run: _Run, taken: Sequence[RecordedEvent], position: Position | None = None) -> int:
+        """Writes what follows from events that are next in their streams; how many were applied."""
+        if not taken and position is None:
+            return 0
+        steps = await self._steps.prepare(taken)
+        batch = self._batch(run, steps, position)
+        try:
+            await self._store.write(batch)
+        except StatementFailed as problem:
+            if isinstance(problem, TransientFailure):
+                self._telemetry.projection_retry(self._name, problem.code)
+            return await self._isolate(run, steps, position)
+        self._committed(run, batch)
+        return sum(step.failure is None for step in steps)
+
+    async def _isolate(self, run: _Run, steps: Sequence[Step], position: Position | None) -> int:
+        """Event by event, each in a transaction of its own, so that only the one that fails is parked."""
+        applied = 0
+        for step in steps:
+            if step.event.stream in run.parked:
+                continue
+            failure = step.failure or await self._write_alone(run, step)
+            if failure is None:
+                applied += 1
+            else:
+                parking = self._batch(run, [Step(step.event, failure=failure)], None)
+                await self._store.write(parking)
+                self._committed(run, parking)
+        if position is not None:
+            await self._store.write(Batch(position=position, scrub=run.scrub))
+        return applied
+
+    async def _write_alone(self, run: _Run, step: Step) -> Failure | None:
+        batch = self._batch(run, [step], None)
+        for attempt in range(1, self._attempts + 1):
+            try:
+                await self._store.write(batch)
+            except TransientFailure as problem:
+                if attempt == self._attempts:
+                    return Failure(problem.code, problem.detail)
+                self._telemetry.projection_retry(self._name, problem.code)
+                await self._pause(attempt)
+            except StatementFailed as problem:
+                return Failure(problem.code, problem.detail)
+            else:
+                break
+        self._committed(run, batch)
+        return None
+
+    def _batch(self, run: _Run, steps: Sequence[Step], position: Position | None) -> Batch:
+        reached: dict[str, int] = {}
+        park = []
+        changes: list[Change] = []
+        for step in steps:
+            event = step.event
+            if step.failure is None:
+                changes.extend(step.changes)
+                reached[event.stream] = event.sequence_number
+            else:
+                park.append(self._parked(run, event, step.failure))
+        guards = [GuardMove(stream, run.guards[stream], to) for stream, to in reached.items()]
+        return Batch(
+            changes=changes, guards=guards, park=park, position=position, scrub=run.scrub and position is not None
+        )
+
+    def _parked(self, run: _Run, event: RecordedEvent, failure: Failure) -> ParkedStream:
+        return ParkedStream(
+            stream=event.stream,
+            sequence_number=event.sequence_number,
+            event_type=event.type,
+            code=failure.code,
+            detail=failure.detail,
+            occurred_at=event.occurred_at,
+            parked_at=self._clock.now(),
+            attempts=run.attempts.get(event.stream, 0) + 1,
+        )
+
+    def _committed(self, run: _Run, batch: Batch) -> None:
+        for move in batch.guards:
+            run.guards[move.stream] = move.to
+        for parked in batch.park:
+            run.parked.add(parked.stream)
+            self._telemetry.parked(self._name, parked.code)
+            _log.error(
+                "%s: %s is parked at sequence number %d (%s, %s: %s); its later events wait",
+                self._store.name,
+                parked.stream,
+                parked.sequence_number,
+                parked.event_type,
+                parked.code,
+                parked.detail,
+            )
+
+
+async def _short_pause(attempt: int) -> None:
+    await asyncio.sleep(0.01 * 2**attempt)

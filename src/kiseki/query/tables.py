@@ -1,0 +1,65 @@
+"""kiseki's own tables in each build of a projection, and the fingerprint of a projection's tables."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Integer, MetaData, Table, Text
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from kiseki.projection.projection import Projection
+
+__all__ = ["BUILD_FORMAT", "BUILD_SCHEMA", "build_metadata", "builds_own", "guards", "parked", "tables_fingerprint"]
+
+BUILD_FORMAT: Final = 1
+"""Of the tables below. A build of another format is built again: it is derivable."""
+
+BUILD_SCHEMA: Final = "kiseki_build"
+"""Stands for the schema of the build at hand (schema_translate_map)."""
+
+build_metadata: Final = MetaData(schema=BUILD_SCHEMA)
+
+guards: Final = Table(
+    "kiseki_guards",
+    build_metadata,
+    Column("stream", Text, primary_key=True),
+    Column("sequence_number", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+parked: Final = Table(
+    "kiseki_parked",
+    build_metadata,
+    Column("stream", Text, primary_key=True),
+    Column("sequence_number", BigInteger, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("occurred_at", Text, nullable=False),
+    Column("parked_at", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+builds_own: Final = Table(
+    "kiseki_build",
+    build_metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("format", Integer, nullable=False),
+    Column("position", Text, nullable=False),
+    Column("tables", Text, nullable=False),
+    Column("known", Text, nullable=False),
+    Column("followed", Text, nullable=False),
+)
+"""One row: what the build was made with, and how far it is."""
+
+
+def tables_fingerprint(projection: Projection, dialect: Dialect) -> str:
+    """A hash of the statements that make a projection's tables (16 hex digits); white space does not count."""
+    statements = []
+    for table in projection.tables:
+        statements.append(str(CreateTable(table).compile(dialect=dialect)))
+        statements.extend(str(CreateIndex(index).compile(dialect=dialect)) for index in table.indexes)
+    plain = "\n".join(sorted(" ".join(statement.split()) for statement in statements))
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]

@@ -1,0 +1,256 @@
+"""The composition root: what one process is made of, put together in one place. Used by `kiseki.service.process`.
+
+Everything that is opened here registers at once how it is ended, so that a start that fails half-way is undone by the
+same shutdown that ends a process that ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, Literal
+
+import msgspec
+
+from kiseki.application.commands import CommandSettings, command_handler
+from kiseki.application.context import Application
+from kiseki.command.handler import CommandHandler
+from kiseki.graphql.documents import DocumentCache
+from kiseki.graphql.endpoint import GraphQLEndpoint
+from kiseki.graphql.limits import DocumentLimits
+from kiseki.graphql.schema import command_schema, query_schema, sdl
+from kiseki.kernel.codec import EventCodec
+from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.ports import Clock, Identity, IdSource
+from kiseki.projection.projection import Projection
+from kiseki.projection.settings import UpdaterSettings
+from kiseki.projection.status import ProjectionStatus, projection_status
+from kiseki.projection.subscription import Subscription
+from kiseki.projection.updater import Updater
+from kiseki.query.queries import Queries
+from kiseki.query.waiting import ConsistencyWaiter
+from kiseki.service.development import DEVELOPMENT_SUBJECT, DevelopmentIdentity
+from kiseki.service.health import Health
+from kiseki.service.kinds import Parts
+from kiseki.service.lifecycle import CoordinatedShutdown, Phase
+from kiseki.service.metrics import Metrics, Sample
+from kiseki.service.settings import Settings
+from kiseki.service.stores import DataDirectory, Stores
+
+__all__ = ["Components", "ServedApi", "compose"]
+
+_EVICT_INTERVAL: Final = 10.0
+_ISSUER: Final = "kiseki-development"
+
+
+class ServedApi(msgspec.Struct, frozen=True, kw_only=True):
+    """One API: what answers its documents, and its schema as text."""
+
+    name: Literal["command", "query"]
+    endpoint: GraphQLEndpoint
+    sdl: str
+
+
+class Components(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process runs."""
+
+    apis: Sequence[ServedApi]
+    identity: Identity
+    measure: Callable[[], Awaitable[Sequence[Sample]]]
+    """Gauges of projections, measured from outside. Raises Unavailable."""
+    running: Sequence[asyncio.Task[None]]
+    """Tasks that end only by shutdown; one that ends by itself ends the process."""
+
+
+class ProjectionWaits(KisekiError):
+    """A projection makes no progress. The message says which, and why."""
+
+    code = "PROJECTION_WAITS"
+
+
+async def compose(
+    parts: Parts,
+    application: Application,
+    settings: Settings,
+    *,
+    clock: Clock,
+    ids: IdSource,
+    metrics: Metrics,
+    health: Health,
+    shutdown: CoordinatedShutdown,
+) -> Components:
+    """Opens the stores and builds the parts. Raises KisekiError with one clear line when that can't be."""
+    directory = DataDirectory(settings.data_dir)
+    await asyncio.to_thread(directory.prepare)
+    stores = await Stores.open(directory, clock=clock, telemetry=metrics)
+    shutdown.add(Phase.SYSTEM_TERMINATE, "stores", stores.close)
+    health.add_remote("journal", stores.check_journal)
+    health.add_remote("keys", stores.check_keys)
+    composer = _Composer(application, settings, stores, clock, ids, metrics, health, shutdown)
+    updater = composer.updater() if parts.updater else None
+    apis: list[ServedApi] = []
+    if parts.command:
+        apis.append(composer.command_api())
+    if parts.query:
+        apis.append(composer.query_api(updater))
+    # The development user may do all that the application knows roles for; nobody else exists in this profile.
+    roles = frozenset({"user", "admin"}).union(*application.access.roles.values())
+    return Components(
+        apis=apis,
+        identity=DevelopmentIdentity(
+            actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles
+        ),
+        measure=composer.measure if parts.updater else _nothing,
+        running=[] if updater is None else [asyncio.create_task(updater.run(), name="updater")],
+    )
+
+
+class _Composer:
+    """Builds one part after the other from what they share."""
+
+    def __init__(
+        self,
+        application: Application,
+        settings: Settings,
+        stores: Stores,
+        clock: Clock,
+        ids: IdSource,
+        metrics: Metrics,
+        health: Health,
+        shutdown: CoordinatedShutdown,
+    ) -> None:
+        self._application = application
+        self._settings = settings
+        self._stores = stores
+        self._clock = clock
+        self._ids = ids
+        self._metrics = metrics
+        self._health = health
+        self._shutdown = shutdown
+
+    def updater(self) -> Updater:
+        updater = Updater(
+            projections=self._application.projections,
+            deciders=self._application.deciders,
+            journal=self._stores.journal,
+            builds=self._stores.read_models,
+            codec=EventCodec(self._application.schema, self._stores.protector, self._metrics),
+            protector=self._stores.protector,
+            telemetry=self._metrics,
+            clock=self._clock,
+            settings=UpdaterSettings(page_commits=self._settings.projection_page),
+        )
+        self._shutdown.add(Phase.BEFORE_CLUSTER_SHUTDOWN, "projections", updater.stop)
+        self._health.add_remote("projections", partial(_check_projections, updater))
+        return updater
+
+    def command_api(self) -> ServedApi:
+        handler = command_handler(
+            self._application,
+            journal=self._stores.journal,
+            snapshots=self._stores.journal,
+            protector=self._stores.protector,
+            clock=self._clock,
+            ids=self._ids,
+            telemetry=self._metrics,
+            settings=CommandSettings(
+                cache_capacity=self._settings.cache_size,
+                cache_idle=self._settings.cache_idle,
+                snapshot_every=self._settings.snapshot_every,
+                snapshots_keep=self._settings.snapshots_keep,
+                idempotency_hours=self._settings.idempotency_hours,
+            ),
+        )
+        self._stores.protector.on_erase(handler.forget_subject)
+        evicting = asyncio.create_task(_evict_forever(handler), name="eviction")
+
+        async def end() -> None:
+            evicting.cancel()
+            await handler.close()
+
+        self._shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "snapshots", end)
+        schema = command_schema(self._application)
+        endpoint = GraphQLEndpoint(
+            schema=schema,
+            kind="CommandError",
+            documents=DocumentCache(schema, limits=self._limits(), introspection=self._settings.development),
+            access=self._application.access,
+            commands=handler,
+        )
+        return ServedApi(name="command", endpoint=endpoint, sdl=sdl(schema))
+
+    def query_api(self, updater: Updater | None) -> ServedApi:
+        """With an updater in the same process, a query that waits for a write hears of it at once."""
+        schema = query_schema(self._application)
+        database = self._stores.read_models
+        waiter = ConsistencyWaiter(
+            database, follows=_follows(self._application), timeout=self._settings.consistency_wait
+        )
+        self._shutdown.add(Phase.SERVICE_STOP, "queries that wait", waiter.close)
+        if updater is not None:
+            updater.subscribe(waiter.notify)
+        for projection in self._application.projections:
+            self._health.add_remote(
+                f"read model {projection.name}", partial(self._stores.check_read_model, projection)
+            )
+        endpoint = GraphQLEndpoint(
+            schema=schema,
+            kind="QueryError",
+            documents=DocumentCache(schema, limits=self._limits(), introspection=self._settings.development),
+            access=self._application.access,
+            queries=Queries(database=database, waiter=waiter, telemetry=self._metrics, clock=self._clock),
+        )
+        return ServedApi(name="query", endpoint=endpoint, sdl=sdl(schema))
+
+    async def measure(self) -> Sequence[Sample]:
+        status = await projection_status(
+            journal=self._stores.journal, builds=self._stores.read_models, clock=self._clock
+        )
+        return [sample for build in status for sample in _samples(build)]
+
+    def _limits(self) -> DocumentLimits:
+        return DocumentLimits(
+            tokens=self._settings.graphql_tokens,
+            depth=self._settings.graphql_depth,
+            fields=self._settings.graphql_fields,
+            aliases=self._settings.graphql_aliases,
+            directives=self._settings.graphql_directives,
+            root_fields=self._settings.graphql_root_fields,
+        )
+
+
+def _samples(build: ProjectionStatus) -> Sequence[Sample]:
+    labels = (build.name.projection, str(build.name.version), build.state.value)
+    return (
+        Sample("kiseki_projection_lag_commits", labels, build.commits_behind),
+        Sample("kiseki_projection_lag_seconds", labels, build.seconds_behind),
+        Sample("kiseki_projection_parked_streams", labels, build.parked_count),
+    )
+
+
+def _follows(application: Application) -> Callable[[Projection, str], bool]:
+    subscriptions = {
+        projection.name: Subscription(projection, application.deciders) for projection in application.projections
+    }
+    return lambda projection, stream: subscriptions[projection.name].follows(stream)
+
+
+async def _nothing() -> Sequence[Sample]:
+    return ()
+
+
+async def _check_projections(updater: Updater) -> None:
+    stuck = [
+        f"{build.projection}: {build.problem or build.waiting}"
+        for build in updater.status()
+        if build.problem or build.waiting
+    ]
+    if stuck:
+        raise ProjectionWaits("; ".join(stuck))
+
+
+async def _evict_forever(handler: CommandHandler) -> None:
+    while True:
+        await asyncio.sleep(_EVICT_INTERVAL)
+        handler.evict()

@@ -1,0 +1,279 @@
+"""`run_process`: one process of a service from its first socket to its last, whatever parts it runs.
+
+Used by the command line, for processes that run alone and for those under a supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from kiseki.application.context import Application
+from kiseki.application.system import SystemClock, UlidSource
+from kiseki.kernel.errors import KisekiError
+from kiseki.service.composition import Components, ServedApi, compose
+from kiseki.service.health import Health, disk_check
+from kiseki.service.http import api_app
+from kiseki.service.kinds import Listening, Parts
+from kiseki.service.launch import Launch, watch_supervisor
+from kiseki.service.lifecycle import CoordinatedShutdown, Phase
+from kiseki.service.management import management_app
+from kiseki.service.metrics import Metrics, Sample
+from kiseki.service.protocol import ConnectionLimits
+from kiseki.service.server import HttpServer, bind, bind_private
+from kiseki.service.serving import Serving
+from kiseki.service.settings import Settings
+from kiseki.service.shell import HttpLimits
+
+__all__ = ["bind_apis", "bind_management", "run_process", "start_management"]
+
+_log = logging.getLogger(__name__)
+
+_MEASURE_TIMEOUT: Final = 2.0
+_CHECK_TIMEOUT: Final = 3.0
+_HEAD_SLACK: Final = 65_536
+"""The protocol stops reading this far above the limits, which the app refuses more exactly."""
+_STANDARD_INPUT: Final = 0
+
+
+async def run_process(
+    parts: Parts,
+    application: Application,
+    settings: Settings,
+    announce: Callable[[Listening], None],
+    *,
+    launch: Launch | None = None,
+) -> bool:
+    """Runs until shutdown; returns whether everything ended in time.
+
+    `launch` is given under a supervisor: sockets are inherited, and management answers on a private socket.
+    Raises KisekiError, one clear line, when it can't start or can't go on.
+    """
+    loop = asyncio.get_running_loop()
+    shutdown = CoordinatedShutdown(_timeouts(settings))
+    shutdown.install_signal_handlers()
+    if launch is None:
+        listeners = bind_apis(parts, settings)
+        management_listener = bind_management(settings)
+    else:
+        watch_supervisor(_STANDARD_INPUT, lambda: shutdown.request("the supervisor is gone"))
+        listeners = {api: socket.socket(fileno=descriptor) for api, descriptor in launch.sockets.items()}
+        management_listener = bind_private(Path(launch.control))
+    metrics = Metrics()
+    health = Health(
+        clock=loop.time,
+        interval=settings.health_interval,
+        timeout=_CHECK_TIMEOUT,
+        local={"disk": disk_check(settings.data_dir, settings.disk_free)},
+        remote={},
+    )
+    exposition = _Exposition(metrics)
+    management = await start_management(
+        management_listener, settings, health=health, metrics=exposition, telemetry=metrics
+    )
+    try:
+        components = await compose(
+            parts,
+            application,
+            settings,
+            clock=SystemClock(),
+            ids=UlidSource(),
+            metrics=metrics,
+            health=health,
+            shutdown=shutdown,
+        )
+        exposition.measure = components.measure
+        servers = await _start_apis(components, settings, listeners, metrics)
+        await health.start()
+        _register(shutdown, settings, servers, health, management)
+    except BaseException:
+        await shutdown.undo()
+        for listener in listeners.values():
+            listener.close()
+        await management.close()
+        raise
+    if launch is None:
+        metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
+    health.started = True
+    announce(Listening(ports={api: server.port for api, (server, _) in servers.items()}, management=management.port))
+    failure = await _until_requested(shutdown, components)
+    await shutdown.run()
+    if failure is not None:
+        raise failure
+    return not shutdown.late
+
+
+def bind_apis(parts: Parts, settings: Settings) -> dict[str, socket.socket]:
+    """The listening sockets of the APIs. Raises CannotListen, having closed those that were bound."""
+    ports = {"command": settings.command_port, "query": settings.query_port}
+    bound: dict[str, socket.socket] = {}
+    try:
+        for api in parts.apis:
+            bound[api] = bind(settings.host, ports[api], f"{api}_port")
+    except KisekiError:
+        for listener in bound.values():
+            listener.close()
+        raise
+    return bound
+
+
+def bind_management(settings: Settings) -> socket.socket:
+    """The listening socket of the management port. Raises CannotListen."""
+    return bind(settings.host, settings.management_port, "management_port")
+
+
+async def start_management(
+    listener: socket.socket,
+    settings: Settings,
+    *,
+    health: Health,
+    metrics: Callable[[], Awaitable[bytes]],
+    telemetry: Metrics,
+) -> HttpServer:
+    """Serves health and metrics; first of all, so that a process that is starting says so."""
+    serving = Serving(time.monotonic)
+    app = management_app(
+        health=health,
+        metrics=metrics,
+        serving=serving,
+        limits=_http_limits(settings),
+        ids=UlidSource(),
+        telemetry=telemetry,
+    )
+    server = HttpServer(
+        app, listener, serving=serving, limits=_connection_limits(settings), keep_alive=settings.keep_alive
+    )
+    await server.start()
+    return server
+
+
+class _Exposition:
+    """The metrics of this process, with gauges that have to be measured first; those are left out while they can't."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.measure: Callable[[], Awaitable[object]] | None = None
+
+    async def __call__(self) -> bytes:
+        if self.measure is not None:
+            try:
+                async with asyncio.timeout(_MEASURE_TIMEOUT):
+                    self._metrics.measured = await self.measure()  # type: ignore[assignment]
+            except (KisekiError, TimeoutError) as problem:
+                self._metrics.measured = ()
+                _log.warning("projections can't be measured now: %s", problem)
+        return self._metrics.expose()
+
+
+async def _start_apis(
+    components: Components, settings: Settings, listeners: Mapping[str, socket.socket], metrics: Metrics
+) -> dict[str, tuple[HttpServer, Serving]]:
+    servers = {}
+    for api in components.apis:
+        serving = Serving(time.monotonic)
+        server = HttpServer(
+            _api_app(api, components, settings, serving, metrics),
+            listeners[api.name],
+            serving=serving,
+            limits=_connection_limits(settings),
+            keep_alive=settings.keep_alive,
+        )
+        servers[api.name] = (server, serving)
+        metrics.add_gauges(_gauges(api.name, server, serving))
+    for server, _ in servers.values():
+        await server.start()
+    return servers
+
+
+def _gauges(api: str, server: HttpServer, serving: Serving) -> Callable[[], list[Sample]]:
+    return lambda: [
+        Sample("kiseki_http_requests_in_flight", (api,), serving.in_flight),
+        Sample("kiseki_http_connections", (api,), server.connections),
+    ]
+
+
+def _api_app(
+    api: ServedApi, components: Components, settings: Settings, serving: Serving, metrics: Metrics
+) -> Callable[..., Awaitable[None]]:
+    return api_app(
+        api.name,
+        endpoint=api.endpoint,
+        sdl=api.sdl,
+        identity=components.identity,
+        development=settings.development,
+        serving=serving,
+        limits=_http_limits(settings),
+        ids=UlidSource(),
+        telemetry=metrics,
+    )
+
+
+def _register(
+    shutdown: CoordinatedShutdown,
+    settings: Settings,
+    servers: Mapping[str, tuple[HttpServer, Serving]],
+    health: Health,
+    management: HttpServer,
+) -> None:
+    async def drain() -> None:
+        health.draining = True
+        for _, serving in servers.values():
+            serving.draining = True
+        # Without an API nobody has to notice anything.
+        await shutdown.drain(settings.drain_delay if servers else 0.0)
+
+    shutdown.add(Phase.BEFORE_SERVICE_UNBIND, "drain", drain)
+    for api, (server, _) in servers.items():
+        shutdown.add(Phase.SERVICE_UNBIND, f"{api} port", server.unbind)
+        shutdown.add(Phase.SERVICE_REQUESTS_DONE, f"{api} requests", server.requests_done)
+        shutdown.add(Phase.SERVICE_STOP, f"{api} connections", server.stop)
+    shutdown.add(Phase.SYSTEM_TERMINATE, "health checks", health.stop)
+    shutdown.add(Phase.SYSTEM_TERMINATE, "management port", management.close)
+
+
+async def _until_requested(shutdown: CoordinatedShutdown, components: Components) -> BaseException | None:
+    """Waits for a request to shut down, and makes one when a task ends that should not; gives why it did."""
+    asked = asyncio.create_task(shutdown.wait_requested(), name="shutdown requested")
+    await asyncio.wait([asked, *components.running], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    for task in components.running:
+        if task.done() and not shutdown.requested:
+            shutdown.request(f"the {task.get_name()} ended")
+            return task.exception() or KisekiError(f"the {task.get_name()} ended without a reason")
+    return None
+
+
+def _timeouts(settings: Settings) -> Mapping[Phase, float]:
+    return {
+        # The delay itself, and a moment to set out and come back.
+        Phase.BEFORE_SERVICE_UNBIND: settings.drain_delay + 1.0,
+        Phase.SERVICE_UNBIND: settings.unbind_timeout,
+        Phase.SERVICE_REQUESTS_DONE: settings.requests_done_timeout,
+        Phase.SERVICE_STOP: settings.stop_timeout,
+        Phase.BEFORE_CLUSTER_SHUTDOWN: settings.projections_timeout,
+        Phase.BEFORE_SYSTEM_TERMINATE: settings.flush_timeout,
+        Phase.SYSTEM_TERMINATE: settings.close_timeout,
+    }
+
+
+def _http_limits(settings: Settings) -> HttpLimits:
+    return HttpLimits(
+        body=settings.body_limit,
+        uri=settings.uri_limit,
+        headers=settings.header_limit,
+        read_timeout=settings.read_timeout,
+        request_timeout=settings.request_timeout,
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        head_bytes=settings.uri_limit + settings.header_limit + _HEAD_SLACK,
+        read_timeout=settings.read_timeout,
+        idle=settings.keep_alive,
+    )

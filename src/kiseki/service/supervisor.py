@@ -1,0 +1,239 @@
+"""The supervisor of `--workers N`: N processes that serve the APIs, one that runs the updater, and this one around them.
+
+Used by the command line. It binds the sockets and hands them on, owns the management port, starts a process again that
+died, adds up metrics and readiness, and ends everything in order: the API processes drain first, the updater ends last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from kiseki.application.system import UlidSource
+from kiseki.kernel.errors import KisekiError
+from kiseki.service.child import Child, ChildFailed
+from kiseki.service.control import NoAnswer, Reply, ask
+from kiseki.service.health import Check, Health
+from kiseki.service.kinds import Listening, Parts
+from kiseki.service.launch import Launch
+from kiseki.service.lifecycle import CoordinatedShutdown, Phase
+from kiseki.service.metrics import Metrics, Sample
+from kiseki.service.metrics_merge import MergedMetrics
+from kiseki.service.process import bind_apis, start_management
+from kiseki.service.settings import Settings
+
+__all__ = ["supervise"]
+
+_log = logging.getLogger(__name__)
+
+_ASK_TIMEOUT: Final = 2.0
+_MARGIN: Final = 5.0
+"""Seconds beyond its own timeouts that a process gets to end before it is killed."""
+
+
+class NotReady(KisekiError):
+    """A process of this service is not ready. The message is what it says itself."""
+
+    code = "NOT_READY"
+
+
+async def supervise(
+    parts: Parts, application: str | None, settings: Settings, announce: Callable[[Listening], None]
+) -> None:
+    """Runs until shutdown. Raises CannotListen, ChildFailed, OSError when it can't start."""
+    shutdown = CoordinatedShutdown(_timeouts(settings))
+    shutdown.install_signal_handlers()
+    listeners = bind_apis(parts, settings)
+    private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="kiseki-"))
+    try:
+        await _Supervisor(parts, application, settings, shutdown, listeners, private).run(announce)
+    finally:
+        for listener in listeners.values():
+            listener.close()
+        await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
+
+
+def _timeouts(settings: Settings) -> Mapping[Phase, float]:
+    return {
+        Phase.BEFORE_SERVICE_UNBIND: settings.unbind_timeout,
+        Phase.SERVICE_UNBIND: settings.unbind_timeout,
+        Phase.SERVICE_REQUESTS_DONE: _api_time(settings) + 2 * _MARGIN,
+        Phase.SERVICE_STOP: settings.stop_timeout,
+        Phase.BEFORE_CLUSTER_SHUTDOWN: _updater_time(settings) + 2 * _MARGIN,
+        Phase.BEFORE_SYSTEM_TERMINATE: settings.flush_timeout,
+        Phase.SYSTEM_TERMINATE: settings.close_timeout,
+    }
+
+
+def _updater_time(settings: Settings) -> float:
+    return settings.stop_timeout + settings.projections_timeout + settings.flush_timeout + settings.close_timeout
+
+
+def _api_time(settings: Settings) -> float:
+    return (
+        settings.drain_delay + settings.unbind_timeout + settings.requests_done_timeout + _updater_time(settings)
+    )
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        parts: Parts,
+        application: str | None,
+        settings: Settings,
+        shutdown: CoordinatedShutdown,
+        listeners: Mapping[str, socket.socket],
+        private: Path,
+    ) -> None:
+        self._settings = settings
+        self._shutdown = shutdown
+        self._listeners = listeners
+        self._metrics = Metrics()
+        self._merged = MergedMetrics()
+        self._merging = asyncio.Lock()
+
+        def child(name: str, its_parts: Parts) -> Child:
+            sockets = {api: listeners[api].fileno() for api in its_parts.apis}
+            launch = Launch(
+                name=name,
+                parts=its_parts,
+                application=application,
+                settings=settings.model_dump(mode="json"),
+                sockets=sockets,
+                control=str(private / f"{name}.sock"),
+            )
+            return Child(launch, stop_requested=shutdown.wait_requested)
+
+        self._workers = [
+            child(f"worker-{number}", parts.without_updater) for number in range(1, settings.workers + 1)
+        ]
+        self._updaters = [child("updater", Parts(updater=True))] if parts.updater else []
+        self._health = Health(
+            clock=asyncio.get_running_loop().time,
+            interval=settings.health_interval,
+            timeout=_ASK_TIMEOUT + 0.5,
+            local={"workers": self._any_worker},
+            remote={each.name: partial(_ready, each) for each in self._children},
+        )
+
+    @property
+    def _children(self) -> Sequence[Child]:
+        return (*self._workers, *self._updaters)
+
+    async def run(self, announce: Callable[[Listening], None]) -> None:
+        management = await start_management(
+            self._settings, health=self._health, metrics=self._expose, telemetry=self._metrics
+        )
+        self._register(management.close)
+        self._metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(self._health.readiness().ready))])
+        try:
+            await self._start()
+        except BaseException:
+            for child in self._children:
+                await child.kill()
+            await management.close()
+            raise
+        if not self._shutdown.requested:
+            await self._health.start()
+            self._health.started = True
+            announce(
+                Listening(
+                    ports={api: bound.getsockname()[1] for api, bound in self._listeners.items()},
+                    management=management.port,
+                )
+            )
+        await self._shutdown.run()
+
+    async def _start(self) -> None:
+        """The first worker alone, so that what keeps a process from starting is said once; then the others."""
+        first, *others = self._children
+        for group in ([first], others):
+            await asyncio.gather(*(child.start() for child in group))
+            if self._shutdown.requested:
+                return
+        for child in self._children:
+            child.keep()
+
+    def _register(self, close_management: Callable[[], object]) -> None:
+        stop = self._shutdown
+        stop.add(Phase.BEFORE_SERVICE_UNBIND, "workers are asked to drain", self._drain)
+        stop.add(Phase.SERVICE_REQUESTS_DONE, "workers", self._workers_done)
+        stop.add(Phase.BEFORE_CLUSTER_SHUTDOWN, "updater", self._updater_done)
+        stop.add(Phase.SYSTEM_TERMINATE, "health checks", self._health.stop)
+        stop.add(Phase.SYSTEM_TERMINATE, "management port", close_management)  # type: ignore[arg-type]
+
+    async def _drain(self) -> None:
+        self._health.draining = True
+        # The workers own the sockets from here on: the last of them to let go refuses further connections.
+        for listener in self._listeners.values():
+            listener.close()
+        for child in self._workers:
+            child.terminate()
+
+    async def _workers_done(self) -> None:
+        hurrying = asyncio.create_task(self._hurry(), name="hurry")
+        try:
+            await asyncio.gather(*(child.ended(_api_time(self._settings) + _MARGIN) for child in self._workers))
+        finally:
+            hurrying.cancel()
+
+    async def _hurry(self) -> None:
+        await self._shutdown.wait_hurried()
+        for child in self._workers:
+            child.terminate()
+
+    async def _updater_done(self) -> None:
+        for child in self._updaters:
+            child.terminate()
+            await child.ended(_updater_time(self._settings) + _MARGIN)
+
+    async def _any_worker(self) -> None:
+        answers = await asyncio.gather(
+            *(_ready(child, "/ready?scope=local") for child in self._workers), return_exceptions=True
+        )
+        causes = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(causes) == len(answers):
+            raise NotReady("; ".join(f"{c.name}: {e}" for c, e in zip(self._workers, causes, strict=True)))
+
+    async def _expose(self) -> bytes:
+        async with self._merging:
+            texts = await asyncio.gather(*(_exposition(child) for child in self._children))
+            for child, text in zip(self._children, texts, strict=True):
+                if text is not None:
+                    self._merged.update(child.name, child.incarnation, text)
+                elif not child.running:
+                    self._merged.ended(child.name)
+            self._merged.update("supervisor", 0, self._metrics.expose().decode())
+            return self._merged.expose()
+
+
+async def _ready(child: Child, target: str = "/ready") -> None:
+    """Raises NoAnswer, or NotReady with what the process says."""
+    reply = await ask(child.control, target, timeout=_ASK_TIMEOUT)
+    if reply.status != 200:
+        raise NotReady(_causes(reply))
+
+
+def _causes(reply: Reply) -> str:
+    import msgspec  # noqa: PLC0415
+
+    try:
+        checks = msgspec.json.decode(reply.body)["checks"]
+        return ", ".join(f"{name}: {of.get('cause')}" for name, of in checks.items() if of["status"] != "ok")
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return "not ready"
+
+
+async def _exposition(child: Child) -> str | None:
+    try:
+        reply = await ask(child.control, "/metrics", timeout=_ASK_TIMEOUT)
+    except NoAnswer:
+        return None
+    return reply.body.decode() if reply.status == 200 else None
