@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -40,7 +41,7 @@ _COUNTED_AT_MOST: Final = 10_000
 # A page ends after ?3 commits or with the commit that reaches ?1 bytes, whichever comes first; it has at least one.
 _FEED: Final = """
     SELECT json_group_array(
-        json_array(position, stream, first_sequence, count, commit_id, format, checksum, document))
+        json_array(position, stream, first_sequence, count, commit_id, format, checksum, bytes, document))
     FROM (
         SELECT * FROM commits WHERE position IN (
             SELECT position FROM (
@@ -52,13 +53,13 @@ _FEED: Final = """
 # The commit that holds sequence number ?2 + 1 may begin before it.
 _STREAM: Final = """
     SELECT json_group_array(
-        json_array(position, stream, first_sequence, count, commit_id, format, checksum, document))
+        json_array(position, stream, first_sequence, count, commit_id, format, checksum, bytes, document))
     FROM (
         SELECT * FROM commits WHERE position IN (
             SELECT position FROM (
                 SELECT position, SUM(bytes) OVER (ORDER BY position) - bytes AS bytes_before FROM (
                     SELECT position, bytes FROM commits
-                    WHERE stream = ?4 AND first_sequence + count - 1 > ?2 AND first_sequence >= IFNULL(
+                    WHERE stream = ?4 AND first_sequence >= IFNULL(
                         (SELECT MAX(first_sequence) FROM commits WHERE stream = ?4 AND first_sequence <= ?2 + 1), 0)
                     ORDER BY first_sequence LIMIT ?3))
             WHERE bytes_before < ?1)
@@ -76,7 +77,7 @@ _SNAPSHOT: Final = """
     ORDER BY sequence_number DESC LIMIT 1
 """
 
-_Row = tuple[int, str, int, int, str, int, str, str]
+_Row = tuple[int, str, int, int, str, int, str, int, str]
 _decode_rows: Final = msgspec.json.Decoder(list[_Row]).decode
 
 
@@ -137,6 +138,9 @@ def read_feed(connection: sqlite3.Connection, *, after: int, limit: int) -> Page
 def read_stream(connection: sqlite3.Connection, *, stream: str, after: int, limit: int) -> Page:
     """The commits of a stream that hold events after a sequence number, the first of which may begin before it."""
     page = _read_page(connection, _STREAM, (_PAGE_BYTES, after, limit, stream))
+    if page.commits and page.commits[0].last_sequence_number <= after:
+        # The stream ends there. Its document says so: left to the row, a damaged `count` could hide events.
+        page = page._replace(commits=page.commits[1:])
     expected = after + 1
     for number, commit in enumerate(page.commits):
         first = commit.first_sequence_number
@@ -150,10 +154,11 @@ def _read_page(connection: sqlite3.Connection, statement: str, parameters: tuple
     (text,) = connection.execute(statement, parameters).fetchone()
     try:
         rows = _decode_rows(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         rows = _decode_damaged(text)
+    rows.sort(key=itemgetter(0))  # SQLite keeps the order in practice, but promises it only since 3.44
     commits = tuple([_commit(row) for row in rows])
-    size = sum(len(row[-1]) for row in rows)
+    size = sum(row[-2] for row in rows)
     after, limit = parameters[1:3]
     return Page(commits, rows[-1][0] if rows else int(after), len(commits) == limit or size >= _PAGE_BYTES)
 
@@ -167,13 +172,14 @@ def _decode_damaged(text: bytes) -> list[_Row]:
 
 
 def _commit(row: _Row) -> Commit:
-    _, stream, first, count, commit_id, stored_format, checksum, document = row
+    _, stream, first, count, commit_id, stored_format, checksum, size, text = row
+    document = text.encode()
     if stored_format != FORMAT:
         raise CorruptJournal(
             f"the commit of {stream} at sequence number {first} has format {stored_format}; this kiseki reads {FORMAT}"
         )
-    commit = decode_commit(stream, first, document.encode(), checksum)
-    if len(commit.events) != count or commit.metadata.commit_id != commit_id:
+    commit = decode_commit(stream, first, document, checksum)
+    if (len(commit.events), commit.metadata.commit_id, len(document)) != (count, commit_id, size):
         raise CorruptJournal(f"the row of {stream} at sequence number {first} does not belong to its document")
     return commit
 

@@ -163,8 +163,8 @@ class SqliteWriter:
         deadline = time.monotonic() + self._busy_seconds
         with self._lock.held(deadline):
             connection = self._connected()
-            begin(connection, deadline)
             try:
+                begin(connection, deadline)
                 yield connection
                 self._refuse_another_file()
                 connection.execute("COMMIT")

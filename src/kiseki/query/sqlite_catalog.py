@@ -233,7 +233,9 @@ class SqliteCatalog:
                     connection.execute("PRAGMA user_version = 1")
                     connection.execute("COMMIT")
                 elif found != _FORMAT:
-                    raise Unavailable(f"{_WHAT} is of format {found}, made by a newer release; this one knows {_FORMAT}")
+                    raise Unavailable(
+                        f"{_WHAT} is of format {found}, made by a newer release; this one knows {_FORMAT}"
+                    )
             except BaseException:
                 connection.close()
                 raise

@@ -1,8 +1,8 @@
 """The files of a SQLite read-model database: their names, how they are opened, and what SQLite's errors mean.
 
-    catalog.sqlite                    which builds there are, requests of operators
-    <projection>.v<version>.lock      held by the process that runs the projection version
-    <projection>.v<version>.<n>.sqlite   one build: the projection's tables, guards, parked streams, position
+catalog.sqlite                    which builds there are, requests of operators
+<projection>.v<version>.lock      held by the process that runs the projection version
+<projection>.v<version>.<n>.sqlite   one build: the projection's tables, guards, parked streams, position
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class BuildFiles:
     """Where things are in the directory of a read-model database. Names come only from validated projection names."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.catalog = directory / "catalog.sqlite"
-        self.catalog_lock = directory / "catalog.lock"
+        self.directory = directory.absolute()
+        self.catalog = self.directory / "catalog.sqlite"
+        self.catalog_lock = self.directory / "catalog.lock"
 
     def build(self, name: BuildName) -> Path:
         """The file of a build."""

@@ -8,9 +8,20 @@ from typing import Final
 from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Integer, MetaData, Table, Text
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from kiseki.kernel.errors import DefinitionError
+from kiseki.projection.port import BuildName
 from kiseki.projection.projection import Projection
 
-__all__ = ["BUILD_FORMAT", "BUILD_SCHEMA", "build_metadata", "builds_own", "guards", "parked", "tables_fingerprint"]
+__all__ = [
+    "BUILD_FORMAT",
+    "BUILD_SCHEMA",
+    "build_metadata",
+    "builds_own",
+    "check_tables",
+    "guards",
+    "parked",
+    "tables_fingerprint",
+]
 
 BUILD_FORMAT: Final = 1
 """Of the tables below. A build of another format is built again: it is derivable."""
@@ -63,3 +74,12 @@ def tables_fingerprint(projection: Projection, dialect: Dialect) -> str:
         statements.extend(str(CreateIndex(index).compile(dialect=dialect)) for index in table.indexes)
     plain = "\n".join(sorted(" ".join(statement.split()) for statement in statements))
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def check_tables(projection: Projection, name: BuildName, *, stored: str, dialect: Dialect) -> None:
+    """Compares the fingerprint that a build was made with. Raises DefinitionError."""
+    if stored != tables_fingerprint(projection, dialect):
+        raise DefinitionError(
+            f"projection {projection.name}: its tables are not those that {name} was built with; raise its version to "
+            f"{projection.version + 1}, and it is built beside the old one"
+        )

@@ -72,15 +72,15 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
 
-    async def ended(self, timeout: float) -> None:
-        """Returns when the process has ended; it is killed after `timeout` seconds."""
+    async def ended(self, within: float) -> None:
+        """Returns when the process has ended; it is killed after `within` seconds."""
         if self._process is None:
             return
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 await self._process.wait()
         except TimeoutError:
-            _log.error("%s has not ended after %g s and is killed", self.name, timeout)
+            _log.error("%s has not ended after %g s and is killed", self.name, within)
             await self.kill()
         if self._process.returncode:
             _log.error("%s %s", self.name, self._how_it_ended())
@@ -106,12 +106,15 @@ class Child:
             start_new_session=True,
         )
         assert self._process.stdin is not None  # noqa: S101  # it is a pipe
-        self._process.stdin.write(self._launch.line())
-        await self._process.stdin.drain()
+        try:
+            self._process.stdin.write(self._launch.line())
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has ended already; whoever waits for it finds out
 
     async def _started(self) -> bool:
         try:
-            return (await ask(self.control, "/startup", timeout=1.0)).status == 200
+            return (await ask(self.control, "/startup", within=1.0)).status == 200
         except NoAnswer:
             return False
 
@@ -133,6 +136,8 @@ class Child:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 await self._spawn()
+                if stopping.done():
+                    self.terminate()
         finally:
             stopping.cancel()
 

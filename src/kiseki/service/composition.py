@@ -22,7 +22,7 @@ from kiseki.graphql.limits import DocumentLimits
 from kiseki.graphql.schema import command_schema, query_schema, sdl
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.errors import KisekiError
-from kiseki.kernel.ports import Clock, Identity, IdSource
+from kiseki.kernel.ports import Clock, Identity, IdSource, Telemetry
 from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
@@ -38,7 +38,7 @@ from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.settings import Settings
 from kiseki.service.stores import DataDirectory, Stores
 
-__all__ = ["Components", "ServedApi", "compose"]
+__all__ = ["Components", "ServedApi", "compose", "make_updater"]
 
 _EVICT_INTERVAL: Final = 10.0
 _ISSUER: Final = "kiseki-development"
@@ -87,7 +87,9 @@ async def compose(
     shutdown.add(Phase.SYSTEM_TERMINATE, "stores", stores.close)
     health.add_remote("journal", stores.check_journal)
     health.add_remote("keys", stores.check_keys)
-    composer = _Composer(application, settings, stores, clock, ids, metrics, health, shutdown)
+    composer = _Composer(
+        application, settings, stores, clock=clock, ids=ids, metrics=metrics, health=health, shutdown=shutdown
+    )
     updater = composer.updater() if parts.updater else None
     apis: list[ServedApi] = []
     if parts.command:
@@ -98,11 +100,32 @@ async def compose(
     roles = frozenset({"user", "admin"}).union(*application.access.roles.values())
     return Components(
         apis=apis,
-        identity=DevelopmentIdentity(
-            actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles
-        ),
+        identity=DevelopmentIdentity(actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles),
         measure=composer.measure if parts.updater else _nothing,
         running=[] if updater is None else [asyncio.create_task(updater.run(), name="updater")],
+    )
+
+
+def make_updater(
+    application: Application,
+    projections: Sequence[Projection],
+    stores: Stores,
+    settings: Settings,
+    *,
+    clock: Clock,
+    telemetry: Telemetry,
+) -> Updater:
+    """An updater of these projections of an application; also for the command line, when no process has one."""
+    return Updater(
+        projections=projections,
+        deciders=application.deciders,
+        journal=stores.journal,
+        builds=stores.read_models.builds,
+        codec=EventCodec(application.schema, stores.protector, telemetry),
+        protector=stores.protector,
+        telemetry=telemetry,
+        clock=clock,
+        settings=UpdaterSettings(page_commits=settings.projection_page),
     )
 
 
@@ -114,6 +137,7 @@ class _Composer:
         application: Application,
         settings: Settings,
         stores: Stores,
+        *,
         clock: Clock,
         ids: IdSource,
         metrics: Metrics,
@@ -130,16 +154,13 @@ class _Composer:
         self._shutdown = shutdown
 
     def updater(self) -> Updater:
-        updater = Updater(
-            projections=self._application.projections,
-            deciders=self._application.deciders,
-            journal=self._stores.journal,
-            builds=self._stores.read_models,
-            codec=EventCodec(self._application.schema, self._stores.protector, self._metrics),
-            protector=self._stores.protector,
-            telemetry=self._metrics,
+        updater = make_updater(
+            self._application,
+            self._application.projections,
+            self._stores,
+            self._settings,
             clock=self._clock,
-            settings=UpdaterSettings(page_commits=self._settings.projection_page),
+            telemetry=self._metrics,
         )
         self._shutdown.add(Phase.BEFORE_CLUSTER_SHUTDOWN, "projections", updater.stop)
         self._health.add_remote("projections", partial(_check_projections, updater))
@@ -183,7 +204,7 @@ class _Composer:
     def query_api(self, updater: Updater | None) -> ServedApi:
         """With an updater in the same process, a query that waits for a write hears of it at once."""
         schema = query_schema(self._application)
-        database = self._stores.read_models
+        database = self._stores.read_models.database
         waiter = ConsistencyWaiter(
             database, follows=_follows(self._application), timeout=self._settings.consistency_wait
         )
@@ -191,9 +212,7 @@ class _Composer:
         if updater is not None:
             updater.subscribe(waiter.notify)
         for projection in self._application.projections:
-            self._health.add_remote(
-                f"read model {projection.name}", partial(self._stores.check_read_model, projection)
-            )
+            self._health.add_remote(f"read model {projection.name}", partial(self._stores.check_read_model, projection))
         endpoint = GraphQLEndpoint(
             schema=schema,
             kind="QueryError",
@@ -205,7 +224,7 @@ class _Composer:
 
     async def measure(self) -> Sequence[Sample]:
         status = await projection_status(
-            journal=self._stores.journal, builds=self._stores.read_models, clock=self._clock
+            journal=self._stores.journal, builds=self._stores.read_models.builds, clock=self._clock
         )
         return [sample for build in status for sample in _samples(build)]
 

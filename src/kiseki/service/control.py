@@ -24,10 +24,10 @@ class Reply(NamedTuple):
     body: bytes
 
 
-async def ask(socket: Path, target: str, *, timeout: float) -> Reply:
-    """GET of a target on the management app behind a Unix socket, within `timeout` seconds. Raises NoAnswer."""
+async def ask(socket: Path, target: str, *, within: float) -> Reply:
+    """GET of a target on the management app behind a Unix socket, in `within` seconds. Raises NoAnswer."""
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(within):
             reader, writer = await asyncio.open_unix_connection(str(socket))
             try:
                 writer.write(f"GET {target} HTTP/1.1\r\nHost: process\r\nConnection: close\r\n\r\n".encode())
@@ -35,7 +35,7 @@ async def ask(socket: Path, target: str, *, timeout: float) -> Reply:
             finally:
                 writer.close()
     except TimeoutError as problem:
-        raise NoAnswer(f"no answer within {timeout:g} s") from problem
+        raise NoAnswer(f"no answer within {within:g} s") from problem
     except OSError as problem:
         raise NoAnswer("it can't be reached") from problem
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -26,6 +26,8 @@ Check = Callable[[], Awaitable[None]]
 """Returns when all is well; raises a KisekiError whose message says what is not."""
 
 _STALE_INTERVALS: Final = 5
+_RECHECK: Final = 0.25
+_PATIENCE: Final = 1.0
 
 
 class CheckResult(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,7 +82,15 @@ class Health:
         self._remote[name] = check
 
     async def start(self) -> None:
-        """Runs every check once, then again and again in the background."""
+        """Runs every check, then again and again in the background.
+
+        What fails at first gets a moment: a new read model is there as soon as the updater has begun.
+        """
+        patience = self._clock() + _PATIENCE
+        while not all(result.status == "ok" for result in (await self._look()).values()):
+            if self._clock() >= patience:
+                break
+            await asyncio.sleep(_RECHECK)
         await self.check_now()
         self._task = asyncio.create_task(self._repeat(), name="health checks")
 
@@ -103,11 +113,10 @@ class Health:
         return Readiness("ready" if ready else "not ready", checks)
 
     async def check_now(self) -> None:
-        """Runs all checks together, each with a timeout."""
-        checks = {**self._local, **self._remote}
-        results = await asyncio.gather(*(self._run(check) for check in checks.values()))
+        """Runs all checks together, each with a timeout, and logs what changed."""
+        results = await self._look()
         now = self._clock()
-        for name, result in zip(checks, results, strict=True):
+        for name, result in results.items():
             before = self._results.get(name)
             if result.status != "ok" and (before is None or before[1] != result):
                 _log.warning("health: %s failed: %s", name, result.cause)
@@ -115,9 +124,16 @@ class Health:
                 _log.info("health: %s has recovered", name)
             self._results[name] = (now, result)
 
+    async def _look(self) -> dict[str, CheckResult]:
+        checks = {**self._local, **self._remote}
+        results = await asyncio.gather(*(self._run(check) for check in checks.values()))
+        return dict(zip(checks, results, strict=True))
+
     async def _repeat(self) -> None:
         while True:
-            await asyncio.sleep(self._interval)
+            # What failed is looked at more often, so that readiness is back soon after its cause has gone.
+            failing = any(result.status != "ok" for _, result in self._results.values())
+            await asyncio.sleep(min(self._interval, _RECHECK) if failing else self._interval)
             await self.check_now()
 
     async def _run(self, check: Check) -> CheckResult:

@@ -56,6 +56,7 @@ class CoordinatedShutdown:
         self._hurried = asyncio.Event()
         self._run: asyncio.Task[None] | None = None
         self._cause = ""
+        self._level = logging.INFO
         self._late: list[str] = []
 
     @property
@@ -100,20 +101,31 @@ class CoordinatedShutdown:
         """Returns when shutdown is asked for."""
         await self._requested.wait()
 
+    async def wait_hurried(self) -> None:
+        """Returns when it is asked for again."""
+        await self._hurried.wait()
+
     async def run(self) -> None:
         """Waits until shutdown is asked for and runs it to its end. Every caller waits for the same one run."""
         if self._run is None:
             self._run = asyncio.create_task(self._phases(), name="coordinated shutdown")
         await asyncio.shield(self._run)
 
+    async def undo(self) -> None:
+        """Runs what is registered so far, for a start that failed: quietly, because the failure is what matters."""
+        self._level = logging.DEBUG
+        self.request("the start failed")
+        self._hurried.set()
+        await self.run()
+
     async def _phases(self) -> None:
         await self._requested.wait()
         loop = asyncio.get_running_loop()
         started = loop.time()
-        _log.info("shutting down: %s", self._cause)
+        _log.log(self._level, "shutting down: %s", self._cause)
         for phase in Phase:
             await self._phase(phase)
-        _log.info("shut down in %.1f s", loop.time() - started)
+        _log.log(self._level, "shut down in %.1f s", loop.time() - started)
 
     async def _phase(self, phase: Phase) -> None:
         registered = self._tasks[phase]

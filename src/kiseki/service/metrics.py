@@ -80,12 +80,16 @@ METRICS: Final[Mapping[str, MetricDocumentation]] = {
     "kiseki_http_requests_in_flight": MetricDocumentation("gauge", ("api",), "HTTP requests being answered."),
     "kiseki_http_connections": MetricDocumentation("gauge", ("api",), "Open HTTP connections."),
     "kiseki_projection_lag_commits": MetricDocumentation(
-        "gauge", ("projection",), "Commits between a projection's guard and the head of the journal."
+        "gauge",
+        ("projection", "version", "state"),
+        "Commits of the journal that a build of a projection has not passed yet.",
     ),
     "kiseki_projection_lag_seconds": MetricDocumentation(
-        "gauge", ("projection",), "Age in seconds of the oldest commit that a projection has not applied."
+        "gauge", ("projection", "version", "state"), "Age in seconds of the oldest of these commits; 0 when none."
     ),
-    "kiseki_projection_parked_streams": MetricDocumentation("gauge", ("projection",), "Streams that are parked now."),
+    "kiseki_projection_parked_streams": MetricDocumentation(
+        "gauge", ("projection", "version", "state"), "Streams that are parked now."
+    ),
     "kiseki_ready": MetricDocumentation("gauge", (), "1 when this process is ready, else 0."),
     "kiseki_build_info": MetricDocumentation("gauge", ("version",), "Always 1; the label names the version."),
 }

@@ -173,7 +173,7 @@ class _Exposition:
 async def _start_apis(
     components: Components, settings: Settings, listeners: Mapping[str, socket.socket], metrics: Metrics
 ) -> dict[str, tuple[HttpServer, Serving]]:
-    servers = {}
+    servers: dict[str, tuple[HttpServer, Serving]] = {}
     for api in components.apis:
         serving = Serving(time.monotonic)
         server = HttpServer(

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from uvicorn.config import Config
@@ -19,7 +20,7 @@ from kiseki.kernel.errors import KisekiError
 from kiseki.service.protocol import ConnectionLimits, GuardedProtocol
 from kiseki.service.serving import Serving
 
-__all__ = ["CannotListen", "HttpServer", "bind"]
+__all__ = ["CannotListen", "HttpServer", "bind", "bind_private"]
 
 _BACKLOG: Final = 2_048
 _YOUNG: Final = 1.0
@@ -66,6 +67,21 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
     return bound
 
 
+def bind_private(path: Path) -> socket.socket:
+    """A listening Unix socket; whoever may enter its directory may connect. Raises CannotListen."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # What is left of a process that died would be in the way.
+        path.unlink(missing_ok=True)
+        bound.bind(str(path))
+        bound.listen(_BACKLOG)
+    except OSError as problem:
+        bound.close()
+        raise CannotListen(f"can't listen on {path}: {problem.strerror}") from problem
+    bound.setblocking(False)
+    return bound
+
+
 class HttpServer:
     """Serves one ASGI app on one listening socket."""
 
@@ -103,8 +119,8 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
-        return int(self._listener.getsockname()[1])
+        """The port it listens on, 0 for a Unix socket."""
+        return 0 if self._listener.family == socket.AF_UNIX else int(self._listener.getsockname()[1])
 
     @property
     def connections(self) -> int:
@@ -115,9 +131,13 @@ class HttpServer:
         """Begins to accept connections."""
         self._config.load()
         self._sweeper = asyncio.create_task(self._serving.sweep_forever(), name="deadlines")
-        self._server = await asyncio.get_running_loop().create_server(
-            self._protocol, sock=self._listener.dup(), backlog=_BACKLOG
-        )
+        loop = asyncio.get_running_loop()
+        # A duplicate: the loop closes what it listens on, and `unbind` still has to empty the queue.
+        listener = self._listener.dup()
+        if listener.family == socket.AF_UNIX:
+            self._server = await loop.create_unix_server(self._protocol, sock=listener, backlog=_BACKLOG)
+        else:
+            self._server = await loop.create_server(self._protocol, sock=listener, backlog=_BACKLOG)
 
     async def unbind(self) -> None:
         """Stops accepting. What the kernel had accepted already is still served: a socket that closes with

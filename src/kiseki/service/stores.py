@@ -19,6 +19,8 @@ from typing import Self
 from kiseki.journal.sqlite import SqliteJournal
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock, Telemetry
+from kiseki.projection.projection import Projection
+from kiseki.query.sqlite import SqliteReadModels
 from kiseki.security.master_key import LocalMasterKey
 from kiseki.security.protector import KeyProtector
 from kiseki.security.sqlite_key_store import SqliteKeyStore
@@ -65,11 +67,14 @@ class DataDirectory:
 
 
 class Stores:
-    """The journal and the protector of one process, open."""
+    """The journal, the protector and the read models of one process, open."""
 
-    def __init__(self, journal: SqliteJournal, protector: KeyProtector, key_store: SqliteKeyStore) -> None:
+    def __init__(
+        self, journal: SqliteJournal, protector: KeyProtector, read_models: SqliteReadModels, key_store: SqliteKeyStore
+    ) -> None:
         self.journal = journal
         self.protector = protector
+        self.read_models = read_models
         self._key_store = key_store
 
     @classmethod
@@ -85,16 +90,25 @@ class Stores:
             opened.push_async_callback(key_store.close)
             master_key = await asyncio.to_thread(LocalMasterKey.load_or_create, directory.master_key)
             protector = await KeyProtector.open(store=key_store, wrapper=master_key, clock=clock)
+            read_models = await SqliteReadModels.open(directory.read_models, clock=clock)
             opened.pop_all()
-            return cls(journal, protector, key_store)
+            return cls(journal, protector, read_models, key_store)
+
+    async def check_journal(self) -> None:
+        """Proves that the journal can be written now, for readiness. Raises Unavailable."""
+        await self.journal.check()
+
+    async def check_read_model(self, projection: Projection) -> None:
+        """Proves that a build of a projection answers queries, for readiness. Raises Unavailable."""
+        await self.read_models.database.progress(projection, ())
 
     async def check_keys(self) -> None:
         """Proves that the key store can be asked, for readiness. Raises Unavailable."""
         await self.protector.hear()
 
     async def close(self) -> None:
-        """Closes both; what was accepted is finished first."""
-        try:
-            await self.journal.close()
-        finally:
-            await self._key_store.close()
+        """Closes all of them; what was accepted is finished first."""
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._key_store.close)
+            closing.push_async_callback(self.journal.close)
+            closing.push_async_callback(self.read_models.close)

@@ -1,4 +1,4 @@
-"""The supervisor of `--workers N`: N processes that serve the APIs, one that runs the updater, and this one around them.
+"""The supervisor of `--workers N`: N processes that serve the APIs, one that runs the updater, and this around them.
 
 Used by the command line. It binds the sockets and hands them on, owns the management port, starts a process again that
 died, adds up metrics and readiness, and ends everything in order: the API processes drain first, the updater ends last.
@@ -16,17 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kiseki.application.system import UlidSource
+import msgspec
+
 from kiseki.kernel.errors import KisekiError
-from kiseki.service.child import Child, ChildFailed
+from kiseki.service.child import Child
 from kiseki.service.control import NoAnswer, Reply, ask
-from kiseki.service.health import Check, Health
+from kiseki.service.health import Health
 from kiseki.service.kinds import Listening, Parts
 from kiseki.service.launch import Launch
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.metrics_merge import MergedMetrics
-from kiseki.service.process import bind_apis, start_management
+from kiseki.service.process import bind_apis, bind_management, start_management
 from kiseki.service.settings import Settings
 
 __all__ = ["supervise"]
@@ -46,14 +47,19 @@ class NotReady(KisekiError):
 
 async def supervise(
     parts: Parts, application: str | None, settings: Settings, announce: Callable[[Listening], None]
-) -> None:
-    """Runs until shutdown. Raises CannotListen, ChildFailed, OSError when it can't start."""
+) -> bool:
+    """Runs until shutdown; returns whether everything ended in time.
+
+    Raises CannotListen, ChildFailed when it can't start.
+    """
     shutdown = CoordinatedShutdown(_timeouts(settings))
     shutdown.install_signal_handlers()
     listeners = bind_apis(parts, settings)
     private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="kiseki-"))
     try:
-        await _Supervisor(parts, application, settings, shutdown, listeners, private).run(announce)
+        supervisor = _Supervisor(parts, application, settings, shutdown=shutdown, listeners=listeners, private=private)
+        await supervisor.run(announce)
+        return not shutdown.late
     finally:
         for listener in listeners.values():
             listener.close()
@@ -77,9 +83,7 @@ def _updater_time(settings: Settings) -> float:
 
 
 def _api_time(settings: Settings) -> float:
-    return (
-        settings.drain_delay + settings.unbind_timeout + settings.requests_done_timeout + _updater_time(settings)
-    )
+    return settings.drain_delay + settings.unbind_timeout + settings.requests_done_timeout + _updater_time(settings)
 
 
 class _Supervisor:
@@ -88,6 +92,7 @@ class _Supervisor:
         parts: Parts,
         application: str | None,
         settings: Settings,
+        *,
         shutdown: CoordinatedShutdown,
         listeners: Mapping[str, socket.socket],
         private: Path,
@@ -111,9 +116,7 @@ class _Supervisor:
             )
             return Child(launch, stop_requested=shutdown.wait_requested)
 
-        self._workers = [
-            child(f"worker-{number}", parts.without_updater) for number in range(1, settings.workers + 1)
-        ]
+        self._workers = [child(f"worker-{number}", parts.without_updater) for number in range(1, settings.workers + 1)]
         self._updaters = [child("updater", Parts(updater=True))] if parts.updater else []
         self._health = Health(
             clock=asyncio.get_running_loop().time,
@@ -129,7 +132,11 @@ class _Supervisor:
 
     async def run(self, announce: Callable[[Listening], None]) -> None:
         management = await start_management(
-            self._settings, health=self._health, metrics=self._expose, telemetry=self._metrics
+            bind_management(self._settings),
+            self._settings,
+            health=self._health,
+            metrics=self._expose,
+            telemetry=self._metrics,
         )
         self._register(management.close)
         self._metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(self._health.readiness().ready))])
@@ -216,14 +223,12 @@ class _Supervisor:
 
 async def _ready(child: Child, target: str = "/ready") -> None:
     """Raises NoAnswer, or NotReady with what the process says."""
-    reply = await ask(child.control, target, timeout=_ASK_TIMEOUT)
+    reply = await ask(child.control, target, within=_ASK_TIMEOUT)
     if reply.status != 200:
         raise NotReady(_causes(reply))
 
 
 def _causes(reply: Reply) -> str:
-    import msgspec  # noqa: PLC0415
-
     try:
         checks = msgspec.json.decode(reply.body)["checks"]
         return ", ".join(f"{name}: {of.get('cause')}" for name, of in checks.items() if of["status"] != "ok")
@@ -233,7 +238,7 @@ def _causes(reply: Reply) -> str:
 
 async def _exposition(child: Child) -> str | None:
     try:
-        reply = await ask(child.control, "/metrics", timeout=_ASK_TIMEOUT)
+        reply = await ask(child.control, "/metrics", within=_ASK_TIMEOUT)
     except NoAnswer:
         return None
     return reply.body.decode() if reply.status == 200 else None

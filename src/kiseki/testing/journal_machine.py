@@ -237,7 +237,7 @@ def journal_machine(new_store: Callable[[], OpenJournal], *, reopens: bool = Tru
                     assert outcome == append.commit
                     assert outcome in landed
                 else:
-                    right = {moment.answer(append, self.clock.now()) for moment in moments}
+                    right = [moment.answer(append, self.clock.now()) for moment in moments]
                     assert type(outcome) in right, f"{type(outcome).__name__} was right at no moment"
 
         @precondition(lambda self: self.model.commits)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tests.integration.journal.sqlite_parts import Groups
 
 from kiseki.journal.sqlite import SqliteJournal
 from kiseki.journal.sqlite_schema import raise_epoch
@@ -15,6 +14,7 @@ from kiseki.kernel.ports import Clock
 from kiseki.testing.journal_conformance import JournalConformance, JournalStore
 from kiseki.testing.journal_machine import OpenJournal, journal_machine
 from kiseki.testing.journal_tests.store import StoreUnderTest
+from tests.integration.journal.sqlite_parts import Groups
 
 
 class SqliteUnderTest(StoreUnderTest):

@@ -29,7 +29,7 @@ def cache(introspection: bool = True, **limits: int) -> DocumentCache:
 
 def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    real = documents.parse
+    real = parse
 
     def counting(text: str, **options: int) -> object:
         reads.append(text)

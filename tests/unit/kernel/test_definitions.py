@@ -141,7 +141,7 @@ def test_a_command_addresses_one_stream() -> None:
         to_id: StreamId
 
     with pytest.raises(DefinitionError, match="one StreamId field"):
-        Decider("Box", initial=Box(None), decide=decide, evolve=evolve, commands=Move, events=Opened)  # type: ignore[arg-type]
+        Decider("Box", initial=Box(None), decide=decide, evolve=evolve, commands=Move, events=Opened)
 
 
 def test_a_decider_s_parts_fit() -> None:

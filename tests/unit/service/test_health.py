@@ -140,7 +140,7 @@ async def test_probes_do_not_reach_the_stores() -> None:
     for _ in range(100):
         checked.readiness()
     await checked.stop()
-    assert store.checks == 1
+    assert store.checks == 2
 
 
 async def test_the_disk_check(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""`kiseki journal show` and `kiseki journal verify`: reading a journal without a service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from kiseki.application.system import SystemClock
+from kiseki.cli.progress import progress_bar
+from kiseki.journal.port import START, RecordedEvent
+from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.verify import VerifyReport
+from kiseki.journal.verify import verify as walk
+from kiseki.kernel.codec import SEALED_MARK
+from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.streams import STREAM
+from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.service.settings_sources import load_settings
+from kiseki.service.stores import DataDirectory
+
+__all__ = ["show", "verify"]
+
+PERSONAL = "<personal>"
+
+
+class StreamNotFound(KisekiError):
+    """The journal has no such stream."""
+
+    code = "STREAM_NOT_FOUND"
+
+
+def show(stream: str, *, config: Path | None, data_dir: Path | None, json: bool) -> None:
+    """Prints the events of a stream. Raises StreamNotFound, DataDirectoryUnusable, CorruptJournal."""
+    directory = data_directory(config, data_dir)
+    events = asyncio.run(_events(directory, stream))
+    if not events:
+        raise StreamNotFound(
+            f"the journal in {directory.path} has no stream {stream}; a name is <AggregateType>-<id>, "
+            "such as UserAccount-01J00000000000000000000000"
+        )
+    if json:
+        for event in events:
+            print(msgspec.json.encode(_plain(event)).decode())
+        return
+    table = Table(title=stream, title_justify="left")
+    for heading in ("#", "event", "version", "time (UTC)", "actor"):
+        table.add_column(heading, no_wrap=heading != "event")
+    table.add_column("data", overflow="fold")
+    for event in events:
+        table.add_row(
+            str(event.sequence_number),
+            event.type,
+            str(event.version),
+            f"{event.occurred_at:%Y-%m-%d %H:%M:%S}",
+            event.actor[:12],
+            msgspec.json.encode(_masked(msgspec.json.decode(event.data))).decode(),
+        )
+    Console().print(table)
+
+
+def verify(*, config: Path | None, data_dir: Path | None) -> int:
+    """Walks the journal with a progress bar and prints what it found; 1 when something is wrong."""
+    directory = data_directory(config, data_dir)
+    report, damage = asyncio.run(_verify(directory))
+    for problem in (*damage, *report.problems):
+        print(f"problem: {problem}", file=sys.stderr)
+    if report.problems_found > len(report.problems):
+        print(f"problem: {report.problems_found - len(report.problems)} more like these", file=sys.stderr)
+    what = f"{report.commits:,} commits, {report.events:,} events, {report.streams:,} streams"
+    if report.sound and not damage:
+        print(f"{directory.journal} is sound: {what}")
+        return 0
+    how_far = "" if report.complete else "; the walk ended early, at damage it can't get past"
+    print(f"{directory.journal} is damaged: {what}{how_far}; stop writing, keep a copy, restore a backup")
+    return 1
+
+
+def data_directory(config: Path | None, data_dir: Path | None) -> DataDirectory:
+    """The data directory that the settings name. Raises SettingsError, DataDirectoryUnusable when it has no journal."""
+    settings = load_settings(options={"data_dir": data_dir}, environ=os.environ, directory=Path.cwd(), config=config)
+    directory = DataDirectory(settings.data_dir)
+    directory.require_journal()
+    return directory
+
+
+@asynccontextmanager
+async def _open(directory: DataDirectory) -> AsyncIterator[SqliteJournal]:
+    journal = await SqliteJournal.open(directory.journal, clock=SystemClock(), telemetry=NoTelemetry())
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+async def _events(directory: DataDirectory, stream: str) -> list[RecordedEvent]:
+    if not STREAM.fullmatch(stream):
+        return []
+    async with _open(directory) as journal:
+        return [event async for page in journal.read(stream) for event in page]
+
+
+async def _verify(directory: DataDirectory) -> tuple[VerifyReport, tuple[str, ...]]:
+    async with _open(directory) as journal:
+        total = (await journal.lag(START)).commits
+        with progress_bar("verifying", total) as advance_to:
+            report = await walk(journal, advance_to)
+        return report, await journal.integrity()
+
+
+def _plain(event: RecordedEvent) -> dict[str, Any]:
+    return {
+        "stream": event.stream,
+        "sequenceNumber": event.sequence_number,
+        "eventId": event.event_id,
+        "type": event.type,
+        "version": event.version,
+        "occurredAt": event.occurred_at,
+        "commitId": event.commit_id,
+        "correlationId": event.correlation_id,
+        "causationId": event.causation_id,
+        "actor": event.actor,
+        "data": _masked(msgspec.json.decode(event.data)),
+    }
+
+
+def _masked(value: Any) -> Any:
+    """Stored data with every sealed field replaced by a word."""
+    if isinstance(value, dict):
+        if SEALED_MARK in value:
+            return PERSONAL
+        return {key: _masked(inner) for key, inner in value.items()}
+    return [_masked(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,191 @@
+"""`main`: the entry point of `kiseki` and `python -m kiseki`, and the list of its commands.
+
+A command's own module is imported when the command runs, so that `kiseki --help` and `kiseki version` are quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from kiseki._version import __version__
+
+__all__ = ["main", "run"]
+
+_APPLICATION_HELP = "Application to run, as package.module:attribute; without it the shipped user accounts."
+_CONFIG_HELP = "TOML file with settings; kiseki.toml in this folder if there is one."
+
+Application = Annotated[str | None, typer.Option("--app", metavar="MODULE:ATTRIBUTE", help=_APPLICATION_HELP)]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG_HELP)]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="FOLDER", help="Folder of the embedded stores.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables for people.")]
+
+_plain = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+app = typer.Typer(help="Event-sourced services, ready for production from the first command.", **_plain)  # type: ignore[arg-type]
+journal = typer.Typer(help="Look into the journal.", **_plain)  # type: ignore[arg-type]
+projection = typer.Typer(help="Look at read models, and mend them.", **_plain)  # type: ignore[arg-type]
+app.add_typer(journal, name="journal")
+app.add_typer(projection, name="projection")
+
+
+def main() -> None:
+    """Runs the command line of this process and ends the process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; gives the exit code: 0, 1 for what failed, 2 for what was asked in the wrong way.
+
+    What a person can mend is one line on standard error, `kiseki: what, where, what to do`, and never a traceback.
+    """
+    try:
+        outcome = app(args=list(arguments), prog_name="kiseki", standalone_mode=False)
+    except click.ClickException as problem:
+        where = (
+            f" (see `{problem.ctx.command_path} --help`)"
+            if isinstance(problem, click.UsageError) and problem.ctx
+            else ""
+        )
+        _complain(f"{problem.format_message().rstrip('.')}{where}")
+        return problem.exit_code
+    except click.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as problem:
+        from kiseki.kernel.errors import KisekiError
+
+        if not isinstance(problem, KisekiError):
+            raise
+        _complain(str(problem))
+        return 1
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _complain(message: str) -> None:
+    print(f"kiseki: {message}", file=sys.stderr)
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    print(f"kiseki {__version__}")
+
+
+def _add_process(name: str, description: str) -> None:
+    def command(
+        *,
+        application: Application = None,
+        config: Config = None,
+        profile: Annotated[str | None, typer.Option(help="development (default) or production.")] = None,
+        data_dir: DataDir = None,
+        host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+        command_port: Annotated[int | None, typer.Option(help="Command API (default 18080; 0: any free).")] = None,
+        query_port: Annotated[int | None, typer.Option(help="Query API (default 18082; 0: any free).")] = None,
+        management_port: Annotated[int | None, typer.Option(help="Health and metrics (default 8558).")] = None,
+        workers: Annotated[int | None, typer.Option(help="API processes (default 1).")] = None,
+        drain_delay: Annotated[float | None, typer.Option(help="Seconds to serve on after SIGTERM.")] = None,
+        log_level: Annotated[str | None, typer.Option(help="debug, info (default), warning or error.")] = None,
+        log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
+    ) -> None:
+        from kiseki.cli.serve import serve
+
+        serve(
+            name,
+            application=application,
+            config=config,
+            options={
+                "profile": profile,
+                "data_dir": data_dir,
+                "host": host,
+                "command_port": command_port,
+                "query_port": query_port,
+                "management_port": management_port,
+                "workers": workers,
+                "drain_delay": drain_delay,
+                "log_level": log_level,
+                "log_format": log_format,
+            },
+        )
+
+    app.command(name, help=description)(command)
+
+
+_add_process("serve", "Run everything: command API, query API, updater and management.")
+_add_process("command-api", "Run the command API alone.")
+_add_process("query-api", "Run the query API alone.")
+_add_process("updater", "Run the updater of read models alone.")
+
+
+@app.command(hidden=True)
+def worker() -> None:
+    """Run what a supervisor says on standard input."""
+    from kiseki.cli.serve import work
+
+    work()
+
+
+@journal.command("show")
+def journal_show(
+    stream: Annotated[str, typer.Argument(help="Full name, such as UserAccount-01J…")],
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Show the events of a stream. Personal data stays sealed."""
+    from kiseki.cli.journal import show
+
+    show(stream, config=config, data_dir=data_dir, json=json)
+
+
+@journal.command("verify")
+def journal_verify(config: Config = None, data_dir: DataDir = None) -> int:
+    """Read the whole journal and say whether everything in it is as it was written."""
+    from kiseki.cli.journal import verify
+
+    return verify(config=config, data_dir=data_dir)
+
+
+@projection.command("status")
+def projection_status(config: Config = None, data_dir: DataDir = None, json: Json = False) -> None:
+    """Show how far read models are, measured against the journal, and what is parked."""
+    from kiseki.cli.projection import status
+
+    status(config=config, data_dir=data_dir, json=json)
+
+
+@projection.command("retry")
+def projection_retry(
+    name: Annotated[str | None, typer.Argument(help="A projection; without it all of them.")] = None,
+    stream: Annotated[str | None, typer.Option(help="Only this parked stream.")] = None,
+    application: Application = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> int:
+    """Apply the events of parked streams again, in order."""
+    from kiseki.cli.projection import retry
+
+    return retry(name, stream=stream, application=application, config=config, data_dir=data_dir)
+
+
+@projection.command("rebuild")
+def projection_rebuild(
+    name: Annotated[str, typer.Argument(help="The projection.")],
+    application: Application = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> int:
+    """Build a read model anew beside the live one, and switch over when it has caught up."""
+    from kiseki.cli.projection import rebuild
+
+    return rebuild(name, application=application, config=config, data_dir=data_dir)

@@ -1,0 +1,70 @@
+"""`kiseki serve`, `command-api`, `query-api`, `updater`, and a supervisor's workers: settings, checks, then run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from kiseki.cli.applications import load_application
+from kiseki.cli.banner import announce
+from kiseki.service.checks import refuse_unsafe
+from kiseki.service.kinds import Listening, Parts
+from kiseki.service.launch import read_launch
+from kiseki.service.logging import configure_logging
+from kiseki.service.process import run_process
+from kiseki.service.settings_sources import load_settings
+from kiseki.service.supervisor import supervise
+
+__all__ = ["serve", "work"]
+
+_PARTS: Final[Mapping[str, Parts]] = {
+    "serve": Parts(command=True, query=True, updater=True),
+    "command-api": Parts(command=True),
+    "query-api": Parts(query=True),
+    "updater": Parts(updater=True),
+}
+
+
+def serve(kind: str, *, application: str | None, config: Path | None, options: Mapping[str, Any]) -> None:
+    """Runs a kind of process until it is told to end. Raises KisekiError, one clear line, when it can't."""
+    settings = load_settings(options=options, environ=os.environ, directory=Path.cwd(), config=config)
+    refuse_unsafe(settings)
+    configure_logging(level=settings.log_level, log_format=settings.log_format, role=kind)
+    loaded = load_application(application)
+    parts = _PARTS[kind]
+    welcome = partial(announce, settings, shipped=application is None)
+    if settings.workers > 1 and parts.apis:
+        _run(supervise(parts, application, settings, welcome))
+    else:
+        _run(run_process(parts, loaded, settings, welcome))
+
+
+def work() -> None:
+    """Runs what the supervisor wrote to standard input."""
+    launch = read_launch(sys.stdin.fileno())
+    settings = launch.read_settings()
+    configure_logging(level=settings.log_level, log_format=settings.log_format, role=launch.name)
+    application = load_application(launch.application)
+    _run(run_process(launch.parts, application, settings, _say_nothing, launch=launch))
+
+
+def _say_nothing(_listening: Listening) -> None:
+    return
+
+
+def _run(process: Coroutine[Any, Any, bool]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        in_time = runner.run(process)
+        if not in_time:
+            # Something did not end when it should have and is no longer waited for; closing the loop would wait again.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)

@@ -1,0 +1,170 @@
+"""What a batch does to a build, statement by statement, within a transaction that `sqlite_build` has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from kiseki.projection.port import (
+    Batch,
+    BuildName,
+    GuardMove,
+    GuardMoved,
+    ParkedStream,
+    StatementFailed,
+    StreamProgress,
+)
+from kiseki.projection.projection import Change, Statement
+from kiseki.query.sqlite_catalog import timestamp
+from kiseki.query.sqlite_files import error_name, is_environment
+from kiseki.query.tables import builds_own, guards, parked
+
+__all__ = ["error_class", "execute_batch", "parked_stream", "read_progress"]
+
+_IN_AT_MOST: Final = 5_000
+"""Streams asked for in one statement; SQLite takes 32,766 parameters."""
+
+_ADD_GUARD: Final = insert(guards)
+_MOVE_GUARD: Final = (
+    update(guards)
+    .where(guards.c.stream == bindparam("of"), guards.c.sequence_number == bindparam("expected"))
+    .values(sequence_number=bindparam("to"))
+)
+_UNPARK: Final = delete(parked).where(parked.c.stream == bindparam("of"))
+_MOVE_POSITION: Final = update(builds_own).values(position=bindparam("to"))
+_GUARDS: Final = select(guards.c.stream, guards.c.sequence_number).where(
+    guards.c.stream.in_(bindparam("streams", expanding=True))
+)
+_PARKED_OF: Final = select(parked).where(parked.c.stream.in_(bindparam("streams", expanding=True)))
+
+
+def execute_batch(connection: Connection, batch: Batch, name: BuildName) -> None:
+    """Does all of a batch. Raises StatementFailed, GuardMoved, and what the database raises about itself."""
+    _execute(connection, batch.changes)
+    _move_guards(connection, batch.guards, name)
+    if batch.park:
+        _park(connection, batch.park)
+    if batch.unpark:
+        connection.execute(_UNPARK, [{"of": stream} for stream in batch.unpark])
+    if batch.position is not None:
+        connection.execute(_MOVE_POSITION, {"to": batch.position})
+
+
+def _execute(connection: Connection, changes: Iterable[Change]) -> None:
+    """Runs a projection's statements in order.
+
+    Neighbours that are the same statement object, with parameters of the same names, go to the database together.
+    """
+    statement: Statement | None = None
+    names: Collection[str] = ()
+    waiting: list[Mapping[str, object]] = []
+    for change in changes:
+        if isinstance(change, tuple):
+            if change[0] is not statement or change[1].keys() != names:
+                _run(connection, statement, waiting)
+                statement, waiting = change[0], []
+                names = change[1].keys()
+            waiting.append(change[1])
+        else:
+            _run(connection, statement, waiting)
+            _run(connection, change, ())
+            statement, waiting = None, []
+    _run(connection, statement, waiting)
+
+
+def _run(connection: Connection, statement: Statement | None, parameters: Sequence[Mapping[str, object]]) -> None:
+    if statement is None:
+        return
+    try:
+        if parameters:
+            connection.execute(statement, parameters if len(parameters) > 1 else parameters[0]).close()
+        else:
+            connection.execute(statement).close()
+    except MemoryError:
+        raise
+    except Exception as problem:
+        cause = problem.orig if isinstance(problem, DBAPIError) and problem.orig is not None else problem
+        if is_environment(cause):
+            raise
+        # A message may quote a value; only what can't is kept.
+        table = getattr(getattr(statement, "table", None), "name", "?")
+        raise StatementFailed(f"{error_class(cause)} in {type(statement).__name__.lower()} {table}") from problem
+
+
+def error_class(problem: BaseException) -> str:
+    """An error's class and SQLite's name for it: `IntegrityError (SQLITE_CONSTRAINT_UNIQUE)`."""
+    name = error_name(problem)
+    return type(problem).__qualname__ + (f" ({name})" if name else "")
+
+
+def _move_guards(connection: Connection, moves: Sequence[GuardMove], name: BuildName) -> None:
+    """Moves guards that are still where they were read: another owner, who should not be, changes nothing twice."""
+    first = [{"stream": move.stream, "sequence_number": move.to} for move in moves if move.expected == 0]
+    later = [{"of": move.stream, "expected": move.expected, "to": move.to} for move in moves if move.expected]
+    moved = True
+    if first:
+        try:
+            connection.execute(_ADD_GUARD, first)
+        except IntegrityError:
+            moved = False
+    if later and moved:
+        moved = connection.execute(_MOVE_GUARD, later).rowcount == len(later)
+    if not moved:
+        raise GuardMoved(f"another process wrote to {name}; its guards are read again")
+
+
+def _park(connection: Connection, streams: Sequence[ParkedStream]) -> None:
+    rows = [
+        {
+            "stream": one.stream,
+            "sequence_number": one.sequence_number,
+            "event_type": one.event_type,
+            "code": one.code,
+            "detail": one.detail,
+            "occurred_at": timestamp(one.occurred_at),
+            "parked_at": timestamp(one.parked_at),
+            "attempts": one.attempts,
+        }
+        for one in streams
+    ]
+    adding = sqlite_insert(parked)
+    changed = {column.name: adding.excluded[column.name] for column in parked.c if column.name != "stream"}
+    connection.execute(adding.on_conflict_do_update(index_elements=[parked.c.stream], set_=changed), rows)
+
+
+def parked_stream(row: Row[Any]) -> ParkedStream:
+    """A row of the parked streams."""
+    return ParkedStream(
+        stream=row.stream,
+        sequence_number=row.sequence_number,
+        event_type=row.event_type,
+        code=row.code,
+        detail=row.detail,
+        occurred_at=datetime.fromisoformat(row.occurred_at),
+        parked_at=datetime.fromisoformat(row.parked_at),
+        attempts=row.attempts,
+    )
+
+
+def read_progress(
+    connection: Connection, streams: Collection[str], options: Mapping[str, Any] | None = None
+) -> dict[str, StreamProgress]:
+    """Guards and parked places of streams, within the transaction at hand; every stream asked for is in it.
+
+    `options` are execution options, for a connection that has not translated the build's schema.
+    """
+    asked = list(streams)
+    numbers: dict[str, int] = {}
+    parked_at: dict[str, ParkedStream] = {}
+    for start in range(0, len(asked), _IN_AT_MOST):
+        some = {"streams": asked[start : start + _IN_AT_MOST]}
+        for stream, number in connection.execute(_GUARDS, some, execution_options=options):
+            numbers[stream] = number
+        for row in connection.execute(_PARKED_OF, some, execution_options=options):
+            parked_at[row.stream] = parked_stream(row)
+    return {stream: StreamProgress(numbers.get(stream, 0), parked_at.get(stream)) for stream in asked}

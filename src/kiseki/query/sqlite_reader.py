@@ -1,0 +1,168 @@
+"""One reading connection: the catalog, and the builds that queries read, attached under their projections' names.
+
+Blocking; `sqlite_database` runs it on threads and has a few of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Row, Select, create_engine, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from kiseki.projection.port import BuildMissing, BuildName, StreamProgress
+from kiseki.projection.projection import Projection
+from kiseki.query.database import QueryFailed, ReadModelBuilding
+from kiseki.query.sqlite_batch import read_progress
+from kiseki.query.sqlite_catalog import FIND_SERVED
+from kiseki.query.sqlite_files import BuildFiles, connect, is_environment, unavailable
+from kiseki.query.tables import BUILD_FORMAT, BUILD_SCHEMA, builds_own, check_tables
+
+__all__ = ["SqliteReader", "reading_engine"]
+
+_ATTACHED_AT_MOST: Final = 10
+"""SQLite's own limit unless it was compiled otherwise (sqlite.org/limits.html)."""
+
+
+def reading_engine(files: BuildFiles, *, busy_timeout: float) -> Engine:
+    """What the readers of a process share: how a connection is made, and the cache of compiled statements."""
+    return create_engine(
+        "sqlite://",
+        creator=lambda: connect(files.catalog, busy_timeout=busy_timeout, query_only=True, sync="FULL"),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",  # transactions are begun and ended here
+        hide_parameters=True,
+    )
+
+
+class SqliteReader:
+    """Reads one consistent state at a time. One thread at a time uses it; `interrupt` may come from any other one."""
+
+    def __init__(self, engine: Engine, files: BuildFiles) -> None:
+        self._engine = engine
+        self._files = files
+        self._connection: Connection | None = None
+        # The builds that are attached, the one that was used longest ago first.
+        self._attached: dict[str, BuildName] = {}
+
+    def begin(self, reads: Sequence[Projection]) -> None:
+        """Begins to read the live builds of these projections, in the state that they have now.
+
+        Raises ReadModelBuilding, DefinitionError, Unavailable.
+        """
+        with self._errors("the read models"):
+            connection = self._connected()
+            for projection in reads:
+                self._attach(connection, projection, {one.name for one in reads})
+            connection.exec_driver_sql("BEGIN")
+            if len(reads) > 1:
+                # SQLite fixes the state of an attached database when it is first read; here all are, at once.
+                for projection in reads:
+                    connection.execute(select(builds_own.c.id), execution_options=_schema(projection)).all()
+
+    def _attach(self, connection: Connection, projection: Projection, needed: Collection[str]) -> None:
+        found = connection.exec_driver_sql(FIND_SERVED, (projection.name, projection.version)).first()
+        if found is None:
+            raise ReadModelBuilding(
+                f"the read model {projection.name} version {projection.version} is being built; ask again later"
+            )
+        name = BuildName(projection.name, projection.version, found[0])
+        before = self._attached.pop(projection.name, None)
+        if before != name:
+            if before is not None:
+                connection.exec_driver_sql("DETACH ?", (projection.name,))
+            elif len(self._attached) >= _ATTACHED_AT_MOST:
+                unused = next(one for one in self._attached if one not in needed)
+                connection.exec_driver_sql("DETACH ?", (unused,))
+                del self._attached[unused]
+            # mode=rw: a file that is not there must not become an empty one.
+            address = f"{self._files.build(name).absolute().as_uri()}?mode=rw"
+            connection.exec_driver_sql("ATTACH ? AS ?", (address, projection.name))
+            try:
+                self._check(connection, projection, name)
+            except BaseException:
+                connection.exec_driver_sql("DETACH ?", (projection.name,))
+                raise
+        self._attached[projection.name] = name
+
+    def _check(self, connection: Connection, projection: Projection, name: BuildName) -> None:
+        own = connection.execute(
+            select(builds_own.c.format, builds_own.c.tables), execution_options=_schema(projection)
+        ).first()
+        if own is None or own.format != BUILD_FORMAT:
+            raise BuildMissing(f"the read model {name} is incomplete or of another format")
+        check_tables(projection, name, stored=own.tables, dialect=connection.dialect)
+
+    def all(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+        """As ReadModel."""
+        with self._errors("the read models"):
+            return self._connected().execute(statement).all()
+
+    def first(self, statement: Select[Any]) -> Row[Any] | None:
+        """As ReadModel."""
+        with self._errors("the read models"):
+            return self._connected().execute(statement).first()
+
+    def progress(self, projection: Projection, streams: Collection[str]) -> Mapping[str, StreamProgress]:
+        """As ReadDatabase."""
+        self.begin((projection,))
+        try:
+            with self._errors("the read models"):
+                return read_progress(self._connected(), streams, _schema(projection))
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Ends reading a state; again is fine."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if getattr(connection.connection.dbapi_connection, "in_transaction", False):
+                connection.exec_driver_sql("ROLLBACK")
+        except SQLAlchemyError:
+            self._drop_connection()
+
+    def interrupt(self) -> None:
+        """Stops the statement that runs now, if any; for other threads."""
+        connection = self._connection
+        raw: object = connection.connection.dbapi_connection if connection is not None else None
+        if isinstance(raw, sqlite3.Connection):
+            raw.interrupt()
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._drop_connection()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._attached = {}
+            self._connection = self._engine.connect()
+        return self._connection
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, sqlite3.Error, OSError) as problem:
+            cause = problem.orig if isinstance(problem, DBAPIError) and problem.orig else problem
+            if is_environment(cause) or isinstance(cause, OSError):
+                code = getattr(cause, "sqlite_errorcode", 0)
+                if code & 0xFF != sqlite3.SQLITE_INTERRUPT:
+                    self._drop_connection()
+                raise unavailable(what, cause) from problem
+            raise QueryFailed("the database refused a statement of the query") from problem
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+
+def _schema(projection: Projection) -> dict[str, Any]:
+    return {"schema_translate_map": {BUILD_SCHEMA: projection.name}}
