@@ -9,9 +9,8 @@ from benchmarks.processes import free_ports
 from benchmarks.target import Target
 from benchmarks.workload import Endpoint
 
-LAG_METRIC = "kiseki_projection_lag_events"
+LAG_METRIC = "kiseki_projection_lag_commits"
 ENVIRONMENT = {
-    "KISEKI_RATE_LIMIT_PER_MINUTE": "100000000",
     "KISEKI_LOG_LEVEL": "warning",
 }
 
@@ -41,7 +40,7 @@ def _lag(url: str) -> float:
 
 
 def lag_in(metrics: str) -> float:
-    """The events that all projections together are behind, from a Prometheus page."""
+    """The commits that all projections together are behind, from a Prometheus page."""
     values = [
         float(line.rsplit(" ", 1)[1])
         for line in metrics.splitlines()
