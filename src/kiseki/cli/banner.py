@@ -29,7 +29,8 @@ def announce(settings: Settings, listening: Listening, *, shipped: bool) -> None
         _log.info("listening", extra={"urls": found, "data_dir": str(settings.data_dir.absolute())})
         return
     lines = [f"kiseki {__version__}, {settings.profile} profile, data in {settings.data_dir.absolute()}", ""]
-    lines += [f"  {name.replace('_', ' '):<12} {url}" for name, url in found.items()]
+    width = max(map(len, found))
+    lines += [f"  {name.replace('_', ' '):<{width}}  {url}" for name, url in found.items()]
     if shipped and "command" in found and settings.development:
         lines += ["", "Try it:", "", *_example(found)]
     lines += ["", "Ctrl-C ends it."]

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from kiseki.application.system import SystemClock
-from kiseki.cli.progress import progress_bar
+from kiseki.cli.output import people_table, print_table, progress_bar
 from kiseki.journal.port import START, RecordedEvent
 from kiseki.journal.sqlite import SqliteJournal
 from kiseki.journal.verify import VerifyReport
@@ -51,20 +49,16 @@ def show(stream: str, *, config: Path | None, data_dir: Path | None, json: bool)
         for event in events:
             print(msgspec.json.encode(_plain(event)).decode())
         return
-    table = Table(title=stream, title_justify="left")
-    for heading in ("#", "event", "version", "time (UTC)", "actor"):
-        table.add_column(heading, no_wrap=heading != "event")
-    table.add_column("data", overflow="fold")
+    table = people_table(stream, "#", "event", "time (UTC)", "actor", "data")
     for event in events:
         table.add_row(
             str(event.sequence_number),
-            event.type,
-            str(event.version),
+            f"{event.type} v{event.version}",
             f"{event.occurred_at:%Y-%m-%d %H:%M:%S}",
             event.actor[:12],
-            msgspec.json.encode(_masked(msgspec.json.decode(event.data))).decode(),
+            _lines(_masked(msgspec.json.decode(event.data))),
         )
-    Console().print(table)
+    print_table(table)
 
 
 def verify(*, config: Path | None, data_dir: Path | None) -> int:
@@ -114,6 +108,17 @@ async def _verify(directory: DataDirectory) -> tuple[VerifyReport, tuple[str, ..
         with progress_bar("verifying", total) as advance_to:
             report = await walk(journal, advance_to)
         return report, await journal.integrity()
+
+
+def _lines(data: Any) -> str:
+    """One line for each field: `name: value`."""
+    if not isinstance(data, dict):
+        return msgspec.json.encode(data).decode()
+    plain = (str, int, float)
+    return "\n".join(
+        f"{name}: {value if isinstance(value, plain) else msgspec.json.encode(value).decode()}"
+        for name, value in data.items()
+    )
 
 
 def _plain(event: RecordedEvent) -> dict[str, Any]:

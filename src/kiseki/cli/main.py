@@ -9,14 +9,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from kiseki._version import __version__
 
 __all__ = ["main", "run"]
+
+# Some versions of typer carry a copy of click and others use the installed one; these are the classes it raises.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+_CLICK_EXCEPTION: type[Exception] = typer.BadParameter.__mro__[2]
 
 _APPLICATION_HELP = "Application to run, as package.module:attribute; without it the shipped user accounts."
 _CONFIG_HELP = "TOML file with settings; kiseki.toml in this folder if there is one."
@@ -26,7 +29,7 @@ Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_C
 DataDir = Annotated[Path | None, typer.Option("--data-dir", metavar="FOLDER", help="Folder of the embedded stores.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables for people.")]
 
-_plain = {"no_args_is_help": True, "rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+_plain = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 app = typer.Typer(help="Event-sourced services, ready for production from the first command.", **_plain)  # type: ignore[arg-type]
 journal = typer.Typer(help="Look into the journal.", **_plain)  # type: ignore[arg-type]
 projection = typer.Typer(help="Look at read models, and mend them.", **_plain)  # type: ignore[arg-type]
@@ -45,16 +48,10 @@ def run(arguments: Sequence[str]) -> int:
     What a person can mend is one line on standard error, `kiseki: what, where, what to do`, and never a traceback.
     """
     try:
-        outcome = app(args=list(arguments), prog_name="kiseki", standalone_mode=False)
-    except click.ClickException as problem:
-        where = (
-            f" (see `{problem.ctx.command_path} --help`)"
-            if isinstance(problem, click.UsageError) and problem.ctx
-            else ""
-        )
-        _complain(f"{problem.format_message().rstrip('.')}{where}")
-        return problem.exit_code
-    except click.Abort:
+        outcome = app(args=list(arguments) or ["--help"], prog_name="kiseki", standalone_mode=False)
+    except _CLICK_EXCEPTION as problem:
+        return _misused(problem)
+    except typer.Abort:
         return 130
     except KeyboardInterrupt:
         return 130
@@ -70,6 +67,13 @@ def run(arguments: Sequence[str]) -> int:
         _complain(str(problem))
         return 1
     return outcome if isinstance(outcome, int) else 0
+
+
+def _misused(problem: Any) -> int:
+    context = problem.ctx if isinstance(problem, _USAGE_ERROR) else None  # type: ignore[attr-defined]
+    where = f" (see `{context.command_path} --help`)" if context is not None else ""
+    _complain(f"{problem.format_message().rstrip('.')}{where}")
+    return int(problem.exit_code)
 
 
 def _complain(message: str) -> None:

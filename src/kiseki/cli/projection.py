@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock
 from kiseki.cli.applications import load_application
-from kiseki.cli.progress import progress_bar
+from kiseki.cli.output import people_table, print_table, progress_bar
 from kiseki.journal.port import START
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.telemetry import NoTelemetry
@@ -64,25 +63,19 @@ def status(*, config: Path | None, data_dir: Path | None, json: bool) -> None:
     if not found:
         print(f"there is no read model in {directory.read_models} yet; an updater makes them when it starts")
         return
-    console = Console()
-    table = Table(title="Projections", title_justify="left")
-    for heading in ("projection", "version", "build", "state", "commits behind", "seconds behind", "parked", "problem"):
-        table.add_column(heading, overflow="fold")
+    table = people_table("Projections", "build", "state", "behind", "parked", "problem")
     for build in found:
         table.add_row(
-            build.name.projection,
-            str(build.name.version),
-            str(build.name.generation),
+            str(build.name),
             build.state.value,
-            f"{build.commits_behind:,}",
-            f"{build.seconds_behind:,.1f}",
+            f"{build.commits_behind:,} commits, {build.seconds_behind:,.1f} s" if build.commits_behind else "nothing",
             f"{build.parked_count:,}",
             build.problem or "",
         )
-    console.print(table)
+    print_table(table)
     for build in found:
         if build.parked:
-            console.print(_parked_table(build))
+            print_table(_parked_table(build))
 
 
 def retry(
@@ -225,9 +218,8 @@ async def _show(stores: Stores, projection: Projection, total: int, advance_to: 
 
 
 def _parked_table(build: ProjectionStatus) -> Table:
-    table = Table(title=f"Parked in {build.name}", title_justify="left")
-    for heading in ("stream", "#", "event", "code", "detail", "parked since (UTC)", "attempts"):
-        table.add_column(heading, overflow="fold")
+    title = f"Parked in {build.name}"
+    table = people_table(title, "stream", "#", "event", "code", "detail", "parked since (UTC)", "attempts")
     for parked in build.parked:
         table.add_row(
             parked.stream,

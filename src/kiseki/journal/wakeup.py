@@ -126,6 +126,14 @@ def _bind(listening: socket.socket, directory: Path) -> str:
     raise OSError(errno.EADDRINUSE, f"{directory} is full of sockets")
 
 
+def _remove_socket(path: Path) -> None:
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode):  # to a plain file, too, a connection is refused
+            path.unlink()
+    except OSError as problem:
+        _log.debug("a socket that nobody listens on was not removed: %s", problem)
+
+
 class WakeupSender:
     """Sends hints to all other listeners; belongs to one thread."""
 
@@ -158,7 +166,7 @@ class WakeupSender:
         try:
             self._socket.sendto(b"\0", address)
         except ConnectionRefusedError:
-            Path(address).unlink(missing_ok=True)
+            _remove_socket(Path(address))
         except OSError as problem:
             # Mostly a listener that has not read its earlier hints and needs no further one, or that has just gone.
             _log.debug("a hint was not sent: %s", problem)

@@ -118,7 +118,9 @@ class Health:
         now = self._clock()
         for name, result in results.items():
             before = self._results.get(name)
-            if result.status != "ok" and (before is None or before[1] != result):
+            if self.draining:
+                pass  # what ends is no news
+            elif result.status != "ok" and (before is None or before[1] != result):
                 _log.warning("health: %s failed: %s", name, result.cause)
             elif result.status == "ok" and before is not None and before[1].status != "ok":
                 _log.info("health: %s has recovered", name)

@@ -28,7 +28,7 @@ from kiseki.service.protocol import ConnectionLimits
 from kiseki.service.server import HttpServer, bind, bind_private
 from kiseki.service.serving import Serving
 from kiseki.service.settings import Settings
-from kiseki.service.shell import HttpLimits
+from kiseki.service.shell import HttpLimits, HttpTelemetry, Uncounted
 
 __all__ = ["bind_apis", "bind_management", "run_process", "start_management"]
 
@@ -74,7 +74,12 @@ async def run_process(
     )
     exposition = _Exposition(metrics)
     management = await start_management(
-        management_listener, settings, health=health, metrics=exposition, telemetry=metrics
+        management_listener,
+        settings,
+        health=health,
+        metrics=exposition,
+        # What a supervisor asks its own processes is no traffic of the service.
+        telemetry=metrics if launch is None else Uncounted(),
     )
     try:
         components = await compose(
@@ -133,7 +138,7 @@ async def start_management(
     *,
     health: Health,
     metrics: Callable[[], Awaitable[bytes]],
-    telemetry: Metrics,
+    telemetry: HttpTelemetry,
 ) -> HttpServer:
     """Serves health and metrics; first of all, so that a process that is starting says so."""
     serving = Serving(time.monotonic)

@@ -22,7 +22,7 @@ from kiseki.service.media import negotiate
 from kiseki.service.responses import Receive, Scope, Send, send_answer
 from kiseki.service.serving import Serving, Ticket
 
-__all__ = ["ACCEPTED", "ClientGone", "Exchange", "HttpLimits", "HttpTelemetry", "Route", "Shell"]
+__all__ = ["ACCEPTED", "ClientGone", "Exchange", "HttpLimits", "HttpTelemetry", "Route", "Shell", "Uncounted"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +38,12 @@ class HttpTelemetry(Protocol):
     def http(self, api: str, status: int, seconds: float) -> None:
         """A request ended; status 499 when the client went away."""
         ...
+
+
+class Uncounted:
+    """Telemetry that goes nowhere."""
+
+    def http(self, api: str, status: int, seconds: float) -> None: ...
 
 
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):

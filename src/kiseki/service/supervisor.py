@@ -128,7 +128,7 @@ class _Supervisor:
 
     @property
     def _children(self) -> Sequence[Child]:
-        return (*self._workers, *self._updaters)
+        return (*self._updaters, *self._workers)
 
     async def run(self, announce: Callable[[Listening], None]) -> None:
         management = await start_management(
@@ -159,7 +159,7 @@ class _Supervisor:
         await self._shutdown.run()
 
     async def _start(self) -> None:
-        """The first worker alone, so that what keeps a process from starting is said once; then the others."""
+        """The first one alone, so that what keeps a process from starting is said once; then the others."""
         first, *others = self._children
         for group in ([first], others):
             await asyncio.gather(*(child.start() for child in group))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kiseki.journal import sqlite_reader
 from kiseki.journal.port import START, CorruptJournal, JournalUnavailable, Snapshot
 from kiseki.journal.sqlite_connection import connect
 from kiseki.journal.sqlite_schema import JournalIdentity
@@ -275,6 +276,24 @@ async def test_an_index_that_lost_an_entry_is_found(tmp_path: Path) -> None:
         connection.execute("DELETE FROM sqlite_master WHERE tbl_name = 'empty'")
     async with opened(path) as journal:
         assert await journal.integrity() != ()
+
+
+async def test_pages_are_bounded_in_bytes(tmp_path: Path) -> None:
+    async with opened(tmp_path / "journal.db") as journal:
+        for number in range(12):
+            await append(journal, "Thing-1", number, data=b'"' + b"x" * 250_000 + b'"')
+        pages = [len(page) async for page in journal.read("Thing-1")]
+        assert pages == [8, 4]
+        assert len((await journal.feed(START)).commits) == 8
+        assert len(await whole_feed(journal)) == 12
+
+
+async def test_a_long_lag_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_reader, "_COUNTED_AT_MOST", 5)
+    async with opened(tmp_path / "journal.db") as journal:
+        for number, expected in ((0, 4), (1, 8)):
+            await append_many(journal, 4, number)
+            assert (await journal.lag(START)).commits == expected
 
 
 async def test_positions_belong_to_one_life() -> None:
