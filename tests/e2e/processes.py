@@ -30,12 +30,13 @@ def free_ports(count: int) -> list[int]:
 class Service:
     """`kiseki serve` on a data directory; the same ports at every start."""
 
-    def __init__(self, data_dir: Path, *arguments: str, kind: str = "serve") -> None:
+    def __init__(self, data_dir: Path, *arguments: str, kind: str = "serve", cwd: Path | None = None) -> None:
         self.data_dir = data_dir
         self.command_port, self.query_port, self.management_port = free_ports(3)
         self.log = data_dir.with_name(data_dir.name + ".log")
         self._kind = kind
         self._arguments = arguments
+        self._cwd = cwd or Path(__file__).parents[2]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -50,7 +51,7 @@ class Service:
                     *self._arguments,
                 ],
                 env=environment,
-                cwd=Path(__file__).parents[2],
+                cwd=self._cwd,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -64,7 +64,8 @@ def run(arguments: Sequence[str]) -> int:
 
         if not isinstance(problem, KisekiError):
             raise
-        _complain(str(problem))
+        if not getattr(problem, "already_told", False):
+            _complain(str(problem))
         return 1
     return outcome if isinstance(outcome, int) else 0
 

@@ -40,6 +40,8 @@ def serve(kind: str, *, application: str | None, config: Path | None, options: M
     configure_logging(level=settings.log_level, log_format=settings.log_format, role=kind)
     loaded = load_application(application)
     parts = _PARTS[kind]
+    if kind == "serve" and not loaded.queries:
+        parts = Parts(command=True, updater=True)
     welcome = partial(announce, settings, shipped=application is None)
     if settings.workers > 1 and parts.apis:
         _run(supervise(parts, application, settings, welcome))

@@ -136,6 +136,7 @@ class SqliteBuilds:
         self._watchers: dict[object, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[int, int] | None = None
+        self._closed = False
 
     async def prepare(self) -> None:
         """Makes the catalog where there is none. Raises Unavailable."""
@@ -298,8 +299,11 @@ class SqliteBuilds:
             self._timer = None
 
     async def close(self) -> None:
-        """Lets go of the catalog. Raises Unavailable."""
+        """Lets go of the catalog; again is fine. Raises Unavailable."""
         self._stop_looking()
+        if self._closed:
+            return
+        self._closed = True
         try:
             await self._thread.run(self._catalog.close)
         finally:

@@ -6,6 +6,7 @@ import hashlib
 from typing import Final
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Integer, MetaData, Table, Text
+from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from kiseki.kernel.errors import DefinitionError
@@ -67,11 +68,17 @@ builds_own: Final = Table(
 
 
 def tables_fingerprint(projection: Projection, dialect: Dialect) -> str:
-    """A hash of the statements that make a projection's tables (16 hex digits); white space does not count."""
+    """A hash of the statements that make a projection's tables (16 hex digits); white space does not count.
+
+    Raises DefinitionError when there are no such statements on this database.
+    """
     statements = []
-    for table in projection.tables:
-        statements.append(str(CreateTable(table).compile(dialect=dialect)))
-        statements.extend(str(CreateIndex(index).compile(dialect=dialect)) for index in table.indexes)
+    try:
+        for table in projection.tables:
+            statements.append(str(CreateTable(table).compile(dialect=dialect)))
+            statements.extend(str(CreateIndex(index).compile(dialect=dialect)) for index in table.indexes)
+    except CompileError as problem:
+        raise DefinitionError(f"projection {projection.name}: its tables can't be made: {problem}") from problem
     plain = "\n".join(sorted(" ".join(statement.split()) for statement in statements))
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 

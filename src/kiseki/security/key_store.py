@@ -6,7 +6,7 @@ Used by the Protector and by re-wrapping. Nothing here knows a key in the clear.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
 from kiseki.kernel.errors import KisekiError, Unavailable
@@ -149,7 +149,7 @@ class MemoryKeyStore:
     async def erase(self, subject: str, at: datetime) -> None:
         """As KeyStore."""
         self._keys.pop(subject, None)
-        self._erased.setdefault(subject, at)
+        self._erased.setdefault(subject, at.astimezone(UTC))
 
     async def erasures(self, after: int | None) -> Erasures:
         """As KeyStore."""

@@ -88,6 +88,7 @@ class KeyFile:
                 pass
             if self.path.stat().st_mode & 0o077:
                 raise KeyFileRefused(f"others may use the key store {self.path}: chmod 600 it")
+            # Also when another process made the file. SQLite does so only in the process that makes the log.
             _sync(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             with closing(self._open(new=True)) as connection:
                 if _identity(connection) != _OURS:

@@ -29,9 +29,13 @@ _SETTLED: Final = 60.0
 
 
 class ChildFailed(KisekiError):
-    """A process of the service ended while it was starting."""
+    """A process of the service ended while it was starting. `already_told`: it has said why itself."""
 
     code = "CHILD_FAILED"
+
+    def __init__(self, message: str, *, already_told: bool) -> None:
+        super().__init__(message)
+        self.already_told = already_told
 
 
 class Child:
@@ -58,7 +62,10 @@ class Child:
         try:
             while not stopping.done() and not await self._started():
                 if not self.running:
-                    raise ChildFailed(f"{self.name} {self._how_it_ended()} while it was starting; see its line above")
+                    raise ChildFailed(
+                        f"{self.name} {self._how_it_ended()} while it was starting",
+                        already_told=self._process is not None and self._process.returncode == 1,
+                    )
                 await asyncio.wait([stopping], timeout=_POLL)
         finally:
             stopping.cancel()

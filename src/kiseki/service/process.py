@@ -95,6 +95,7 @@ async def run_process(
         exposition.measure = components.measure
         servers = await _start_apis(components, settings, listeners, metrics)
         await health.start()
+        _refuse_what_ended(components)
         _register(shutdown, settings, servers, health, management)
     except BaseException:
         await shutdown.undo()
@@ -241,6 +242,17 @@ def _register(
     shutdown.add(Phase.SYSTEM_TERMINATE, "management port", management.close)
 
 
+def _refuse_what_ended(components: Components) -> None:
+    """Raises what ended a task already: a definition that can't work shows at once, and is no reason to have served."""
+    for task in components.running:
+        if task.done():
+            raise _why_ended(task)
+
+
+def _why_ended(task: asyncio.Task[None]) -> BaseException:
+    return task.exception() or KisekiError(f"the {task.get_name()} ended without a reason")
+
+
 async def _until_requested(shutdown: CoordinatedShutdown, components: Components) -> BaseException | None:
     """Waits for a request to shut down, and makes one when a task ends that should not; gives why it did."""
     asked = asyncio.create_task(shutdown.wait_requested(), name="shutdown requested")
@@ -249,7 +261,7 @@ async def _until_requested(shutdown: CoordinatedShutdown, components: Components
     for task in components.running:
         if task.done() and not shutdown.requested:
             shutdown.request(f"the {task.get_name()} ended")
-            return task.exception() or KisekiError(f"the {task.get_name()} ended without a reason")
+            return _why_ended(task)
     return None
 
 

@@ -17,5 +17,6 @@ from tests.unit.projection.parts import World
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     directory = tmp_path / "read-models"
     models = await SqliteReadModels.open(directory, clock=SystemClock())
-    yield Place(await World.new(), directory, models)
-    await models.close()
+    place = Place(await World.new(), directory, models)
+    yield place
+    await place.models.close()

@@ -2,8 +2,8 @@
 
     powercut_workload.py DIRECTORY SUBJECTS
 
-`made SUBJECT SEALED` after a key was made, `erasing SUBJECT` before and `erased SUBJECT WRAPPED` after it was
-destroyed.
+`master ID` after the master key was made, `made SUBJECT SEALED` after a key was made, `erasing SUBJECT` before and
+`erased SUBJECT WRAPPED` after it was destroyed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ async def live(store: SqliteKeyStore, keys: KeyProtector, marks: int, subject: s
 
 async def main(directory: Path, subjects: int) -> None:
     master = LocalMasterKey.load_or_create(directory / "master.key")
+    marks = os.open(directory / "ACK", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    mark(marks, "master", master.key_id)
     store = await SqliteKeyStore.open(directory / "keys.sqlite")
     keys = await KeyProtector.open(store=store, wrapper=master, clock=SystemClock())
-    marks = os.open(directory / "ACK", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for start in range(0, subjects, 4):
         names = [f"UserAccount-{number}" for number in range(start, start + 4)]
         await asyncio.gather(*(live(store, keys, marks, name, dies=place % 2 == 0) for place, name in enumerate(names)))

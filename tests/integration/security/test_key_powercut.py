@@ -15,7 +15,7 @@ from kiseki.security.protector import KeyProtector
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 from tests.integration.security.powercut_workload import CONTEXT
 from tests.powercut.harness import assert_complete, compile_shim, run_under_shim
-from tests.powercut.records import Trace, choose_cuts, load_trace
+from tests.powercut.records import ACK, Trace, choose_cuts, load_trace
 from tests.powercut.replay import POWER_CUTS, Image, Mode, images
 
 WORKLOAD = Path(__file__).with_name("powercut_workload.py")
@@ -79,6 +79,15 @@ async def broken_promises(image: Image, directory: Path) -> list[str]:
             assert cipher.open(sealed, CONTEXT) == subject.encode()
     await store.close()
     return broken
+
+
+@pytest.mark.parametrize("mode", POWER_CUTS, ids=lambda mode: mode.value)
+def test_a_master_key_that_was_given_out_survives_a_power_cut(trace: Trace, tmp_path: Path, mode: Mode) -> None:
+    """Nothing may be wrapped by a key that can still be lost."""
+    first = next(at for at, record in enumerate(trace.records) if record.path == ACK and record.data)
+    for image in images(trace, [first + 1], mode, seed=7):
+        restore(image, tmp_path / "cut")
+        assert image.acknowledged == [f"master {LocalMasterKey.load(tmp_path / 'cut' / 'master.key').key_id}"]
 
 
 @pytest.mark.parametrize("mode", POWER_CUTS, ids=lambda mode: mode.value)

@@ -94,6 +94,10 @@ other: Decider[Any, Any, Any] = Decider(
     "Other", initial=Nothing(), decide=_decide, evolve=_evolve, commands=GoElsewhere, events=Elsewhere
 )
 DECIDERS = (counter, other)
+earlier_counter: Decider[Any, Any, Any] = Decider(
+    "Counter", initial=Nothing(), decide=_decide, evolve=_evolve, commands=Count, events=Named | Noted
+)
+"""The aggregate as an earlier release knew it: before anything was counted."""
 
 
 def schema_of(deciders: Iterable[Decider[Any, Any, Any]]) -> EventSchema:

@@ -26,7 +26,6 @@ from tests.unit.projection.parts import (
     UNLUCKY,
     Counted,
     Elsewhere,
-    Facts,
     Feed,
     MemoryStore,
     Named,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -300,6 +300,28 @@ async def test_a_key_made_before_an_erasure_is_not_given_out_after_it(store: Wat
     await making
     with pytest.raises(SubjectErased):
         await keys.ensure([HANAKO])
+
+
+@pytest.mark.parametrize("step", ["load", "insert"])
+async def test_nobody_joins_work_that_began_before_an_erasure(store: WatchedStore, clock: FakeClock, step: str) -> None:
+    """Also when the erasure itself has left the cache already."""
+    keys = protector(store, clock, capacity=0)
+    if step == "load":
+        await keys.ensure([HANAKO])
+    find: Callable[[list[str]], Awaitable[Any]] = keys.ciphers if step == "load" else keys.ensure
+    gate = Gate()
+    store.after[step] = gate
+    before = asyncio.ensure_future(find([HANAKO]))
+    await gate.reached.wait()
+    del store.after[step]
+    await keys.erase(HANAKO)
+    if step == "load":
+        assert await find([HANAKO]) == {HANAKO: ERASED}
+    else:
+        with pytest.raises(SubjectErased):
+            await find([HANAKO])
+    gate.open.set()
+    await before
 
 
 async def test_an_erasure_that_failed_drops_the_key_from_memory(store: WatchedStore, keys: Protector) -> None:

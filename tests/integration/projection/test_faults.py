@@ -1,0 +1,171 @@
+"""Killed processes and full disks: every event once, nothing parked, no one waits for a person."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+import kiseki.query.sqlite_build
+from kiseki.application.system import SystemClock
+from kiseki.journal.sqlite import SqliteJournal
+from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.projection.status import audit_projection
+from kiseki.projection.subscription import Subscription
+from tests.integration.projection.parts import NEVER, Place, expected_steps, running, until
+from tests.unit.projection.parts import DECIDERS, Counted, Facts, Noted, Totals
+
+A = "Counter-a"
+ROOT = Path(__file__).parents[3]
+
+
+class Process:
+    """An updater in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, directory: Path) -> Process:
+        return cls(
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tests.integration.projection.updater_process",
+                str(directory),
+                cwd=ROOT,
+                env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"},
+                stdout=asyncio.subprocess.PIPE,
+            )
+        )
+
+    async def following(self) -> None:
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline() == b"following\n"
+
+    async def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+
+@asynccontextmanager
+async def on_disk(place: Place, directory: Path) -> AsyncIterator[None]:
+    """The place with a journal that other processes can follow."""
+    journal = await SqliteJournal.open(directory / "journal.db", clock=SystemClock(), telemetry=NoTelemetry())
+    place.journal = journal
+    place.world.facts = Facts(journal, place.world.codec, place.world.clock)
+    try:
+        yield
+    finally:
+        await journal.close()
+
+
+async def test_a_standby_takes_over_from_a_killed_process(place: Place, tmp_path: Path) -> None:
+    totals = Totals()
+    async with on_disk(place, tmp_path), asyncio.timeout(60):
+        process = await Process.start(tmp_path)
+        try:
+            await process.following()
+            await place.world.facts.happen(A, Counted(1))
+            await until(lambda: _count_is(place, totals, 1))
+            standby = place.updater(totals, takeover_interval=0.01)
+            async with running(standby):
+                await until(lambda: standby.status()[0].role == "standby")
+                await place.world.facts.happen(A, Counted(2))
+                await until(lambda: _count_is(place, totals, 2))
+                assert standby.status()[0].role == "standby"
+                await process.kill()
+                await standby.caught_up()
+                await place.world.facts.happen(A, Counted(3))
+                await standby.caught_up()
+            assert await place.rows(totals, totals.steps) == [("a", 1, 1), ("a", 2, 2), ("a", 3, 3)]
+        finally:
+            await process.kill()
+
+
+async def _count_is(place: Place, totals: Totals, count: int) -> bool:
+    return await place.count(totals) == count
+
+
+async def test_killed_at_any_moment_it_applies_each_event_once(place: Place, tmp_path: Path) -> None:
+    totals = Totals()
+    chooser = random.Random(11)
+    commits: list[tuple[str, list[int]]] = []
+
+    async def write() -> None:
+        while True:
+            stream, amounts = f"Counter-{chooser.randrange(6)}", [chooser.randrange(100, 999)] * chooser.randrange(1, 4)
+            commits.append((stream, amounts))
+            await place.world.facts.happen(stream, *map(Counted, amounts))
+            await asyncio.sleep(0)
+
+    async with on_disk(place, tmp_path), asyncio.timeout(150):
+        writing = asyncio.create_task(write())
+        processes = [await Process.start(tmp_path), await Process.start(tmp_path)]
+        try:
+            for kills in range(8):
+                await until(lambda wanted=kills * 40: len(commits) > wanted)  # type: ignore[misc]
+                await asyncio.sleep(chooser.uniform(0.2, 0.7))
+                await processes.pop(0).kill()
+                processes.append(await Process.start(tmp_path))
+        finally:
+            writing.cancel()
+            for process in processes:
+                await process.kill()
+        await asyncio.gather(writing, return_exceptions=True)
+        await place.updater(totals).run_until_caught_up()
+        # A write that was cancelled half-way is in the journal or not; the journal is what counts.
+        stored: list[tuple[str, list[int]]] = [
+            (event.stream, [(await place.world.codec.decode([event]))[0].amount])  # type: ignore[attr-defined]
+            for event in await place.world.facts.all()
+        ]
+        assert await place.rows(totals, totals.steps) == expected_steps(stored)
+        assert len(stored) > 300
+        name = await place.live()
+        assert name is not None
+        audit = await audit_projection(
+            journal=place.journal,
+            builds=place.models.builds,
+            name=name,
+            subscription=Subscription(totals.projection, DECIDERS),
+        )
+        assert (audit.behind, audit.ahead) == ((), ())
+
+
+async def test_a_full_disk_is_waited_for_and_parks_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database may not grow beyond some pages, which is what SQLite makes of a full disk (SQLITE_FULL)."""
+    totals = Totals()
+    await place.updater(totals).run_until_caught_up()
+    connect = kiseki.query.sqlite_build.connect
+    opened = []
+
+    def small(*arguments: object, **options: object) -> object:
+        connection = connect(*arguments, **options)  # type: ignore[arg-type]
+        connection.execute("PRAGMA max_page_count = 20")
+        opened.append(connection)
+        return connection
+
+    monkeypatch.setattr(kiseki.query.sqlite_build, "connect", small)
+    for amount in range(100, 1_100):
+        await place.world.facts.happen(A, Noted("x" * 10), Counted(amount))
+    updater = place.updater(totals, page_commits=100, poll_interval=NEVER)
+    async with running(updater), asyncio.timeout(30):
+        await until(lambda: updater.status()[0].waiting)
+        waiting = updater.status()[0].waiting
+        assert waiting is not None
+        assert "the disk is full (SQLITE_FULL)" in waiting
+        first = await place.count(totals)
+        assert 0 < first < 1_000
+        for connection in opened:
+            connection.execute("PRAGMA max_page_count = 1000000")
+        await updater.caught_up()
+        assert updater.status()[0].waiting is None
+    assert await place.count(totals) == 1_000
+    assert place.world.telemetry.parked_codes == []
+    assert set(place.world.telemetry.retries) == {"UNAVAILABLE"}
