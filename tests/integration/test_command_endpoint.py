@@ -224,13 +224,14 @@ async def test_a_store_that_is_away_is_503_and_what_was_sent_later_works(
     api: Api, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: Any, **__: Any) -> Any:
-        raise JournalUnavailable("the disk is full", retry_after=3)
+        raise JournalUnavailable("/var/lib/kiseki/journal.db: the disk is full", retry_after=3)
 
     with monkeypatch.context() as patched:
         patched.setattr(world.journal, "append", away)
         status, body, headers = await api.post(CREATE, {"input": TARO})
     assert (status, headers[b"retry-after"]) == (503, b"3")
     assert body["errors"][0]["extensions"]["code"] == "UNAVAILABLE"
+    assert "/var" not in json.dumps(body)
     assert (await api.post(CREATE, {"input": TARO}))[0] == 200
 
 

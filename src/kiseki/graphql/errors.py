@@ -12,12 +12,31 @@ from typing import Any, Final
 
 from graphql import GraphQLError
 
+from kiseki.command.errors import CommandConflict, IdempotencyInFlight, IdempotencyMismatch
+from kiseki.journal.port import CommitTooLarge
+from kiseki.kernel.decider import Rejected
 from kiseki.kernel.errors import KisekiError, Unavailable
-from kiseki.kernel.shapes import FieldError
+from kiseki.kernel.ports import SubjectErased
+from kiseki.kernel.shapes import FieldError, Unstorable
+from kiseki.query.waiting import Stale, StreamParked, TooManyWaiters
 
 __all__ = ["InvalidInput", "error_body", "field_entry", "field_errors", "unavailable_for"]
 
 _log = logging.getLogger(__name__)
+_TOLD: Final = (
+    Rejected,
+    CommandConflict,
+    CommitTooLarge,
+    IdempotencyInFlight,
+    IdempotencyMismatch,
+    Stale,
+    StreamParked,
+    SubjectErased,
+    TooManyWaiters,
+    Unstorable,
+)
+"""Errors whose messages are meant for clients."""
+_AWAY: Final = "something that is needed is not available now; nothing was acknowledged, try again"
 _INTERNAL: Final = "something went wrong inside; the trace id finds it in the log"
 
 
@@ -60,8 +79,12 @@ def _field_error(error: GraphQLError, kind: str, trace_id: str) -> dict[str, Any
     cause = error.original_error
     if isinstance(cause, InvalidInput):
         body = error_body("ValidationError", cause.code, str(cause), trace_id, cause.errors)
-    elif isinstance(cause, KisekiError) and cause.code != "INTERNAL":
+    elif isinstance(cause, _TOLD):
         body = error_body(kind, cause.code, str(cause), trace_id)
+    elif isinstance(cause, KisekiError) and cause.code != "INTERNAL":
+        # The message is written for operators: it may name a file or a host.
+        body = error_body(kind, cause.code, _AWAY if isinstance(cause, Unavailable) else _INTERNAL, trace_id)
+        _log.warning("a field failed (trace id %s, path %s): %s", trace_id, error.path, cause)
     elif cause is None:
         # graphql-core's own word on a field: its messages can quote a value, so only the fact is passed on.
         body = error_body(kind, "INTERNAL", _INTERNAL, trace_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kiseki.journal.port import Journal, Position
 from kiseki.kernel.errors import KisekiError, Unavailable
@@ -11,7 +11,7 @@ from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.kernel.schema import UnknownEvent
 from kiseki.projection.backoff import Backoff
 from kiseki.projection.erasure import Erasures
-from kiseki.projection.port import Build, BuildMissing, ProjectionStore
+from kiseki.projection.port import Build, BuildMissing, ParkedStream, ProjectionStore
 from kiseki.projection.projector import Projector
 from kiseki.projection.subscription import Subscription
 
@@ -30,8 +30,8 @@ class Follower:
         self,
         *,
         build: Build,
-        store: ProjectionStore,
-        projector: Projector,
+        open_store: Callable[[], Awaitable[ProjectionStore]],
+        new_projector: Callable[[ProjectionStore], Projector],
         subscription: Subscription,
         journal: Journal,
         erasures: Erasures,
@@ -43,10 +43,8 @@ class Follower:
     ) -> None:
         """`page_commits` commits are read and applied at once; `applied` is called after each page that was."""
         self.build = build
-        self.store = store
-        self.projector = projector
         self.caught_up = False
-        """Whether the last look at the feed found nothing after the build's position."""
+        """Whether the last step got to where the feed ended when the step began."""
         self.failure: Exception | None = None
         """Why the last step did not succeed; None when it did."""
         self.refusal: str | None = None
@@ -55,6 +53,9 @@ class Follower:
         """The monotonic time, in seconds, before which a step does nothing, because something is unavailable."""
         self.events_applied = 0
         """Since it was opened."""
+        self._open_store = open_store
+        self._new_projector = new_projector
+        self._open: tuple[ProjectionStore, Projector] | None = None
         self._subscription = subscription
         self._journal = journal
         self._erasures = erasures
@@ -66,14 +67,25 @@ class Follower:
         self._position: Position | None = None
         self._retried_at_start = False
 
-    async def step(self) -> bool:
+    async def opened(self) -> tuple[ProjectionStore, Projector]:
+        """The build's store, and the projector that writes to it; opens them when they are not.
+
+        Raises BuildMissing, DefinitionError, Unavailable.
+        """
+        if self._open is None:
+            store = await self._open_store()
+            self._open = store, self._new_projector(store)
+        return self._open
+
+    async def step(self, *, measured: bool) -> bool:
         """Applies the next page; whether there was one. What is unavailable is waited for, and never parked.
 
+        `caught_up` is certain when a page was empty; with `measured` it is found also while new commits keep coming.
         Raises BuildMissing.
         """
         if self.refusal is not None or self._clock.monotonic() < self.retry_at:
             return False
-        return await self.guarded(self._page)
+        return await self.guarded(lambda: self._page(measured=measured))
 
     async def guarded(self, work: Callable[[], Awaitable[bool]]) -> bool:
         """Runs a piece of work on the build; when it fails, notes why and when to try again, and gives False.
@@ -110,26 +122,28 @@ class Follower:
         self.retry_at = self._clock.monotonic() + self._backoff.failed()
         self._telemetry.projection_retry(self.build.name.projection, code)
 
-    async def _page(self) -> bool:
+    async def _page(self, *, measured: bool) -> bool:
+        store, projector = await self.opened()
         if not self._retried_at_start:
             await self.retry_parked(at_start=True)
             self._retried_at_start = True
         if self._position is None:
-            self._position = await self.store.position()
+            self._position = await store.position()
         started = self._clock.monotonic()
+        behind = (await self._journal.lag(self._position)).commits if measured else None
         page = await self._journal.feed(self._position, limit=self._page_commits)
         if not page.commits:
             if page.position != self._position:
-                await self.projector.apply((), page.position)
+                await projector.apply((), page.position)
                 self._position = page.position
             self.caught_up = True
             return False
-        self.caught_up = False
         erases = await self._erasures.ensure(page.commits)
         concerns = self._subscription.concerns
         events = [event for commit in page.commits if concerns(commit.stream) for event in commit.recorded()]
-        count = await self.projector.apply(events, page.position, scrub=erases)
+        count = await projector.apply(events, page.position, scrub=erases)
         self._position = page.position
+        self.caught_up = behind is not None and len(page.commits) >= behind
         self.events_applied += count
         self._telemetry.projected(self.build.name.projection, count, self._clock.monotonic() - started)
         self._applied()
@@ -140,29 +154,35 @@ class Follower:
 
         Gives how many go on again, and how many stay parked. Raises Unavailable, CorruptJournal.
         """
+        _, projector = await self.opened()
         freed = stuck = 0
-        after = ""
-        while True:
-            if stream is None:
-                found = list(await self.store.parked(after=after))
-                if not found:
-                    break
-                after = found[-1].stream
+        async for parked in self.parked(stream):
+            if at_start and parked.code not in _RETRIED_AT_START:
+                continue
+            if await projector.retry(parked.stream):
+                freed += 1
+                self._applied()
             else:
-                progress = (await self.store.progress([stream]))[stream]
-                found = [progress.parked] if progress.parked else []
-            for parked in found:
-                if at_start and parked.code not in _RETRIED_AT_START:
-                    continue
-                if await self.projector.retry(parked.stream):
-                    freed += 1
-                    self._applied()
-                else:
-                    stuck += 1
-            if stream is not None:
-                break
+                stuck += 1
         return freed, stuck
 
+    async def parked(self, stream: str | None = None) -> AsyncIterator[ParkedStream]:
+        """The parked streams, or the one of this name if it is parked. Raises Unavailable."""
+        store, _ = await self.opened()
+        if stream is not None:
+            progress = await store.progress([stream])
+            one = progress[stream].parked
+            if one is not None:
+                yield one
+            return
+        after = ""
+        while page := await store.parked(after=after):
+            after = page[-1].stream
+            for one in page:
+                yield one
+
     async def close(self) -> None:
-        """Lets go of the build."""
-        await self.store.close()
+        """Lets go of the build. Raises Unavailable."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            await opened[0].close()

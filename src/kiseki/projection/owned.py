@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from kiseki.kernel.errors import Unavailable
 from kiseki.projection.follower import Follower
-from kiseki.projection.port import Build, BuildMissing, BuildName, BuildState, RequestKind
+from kiseki.projection.port import Build, BuildMissing, BuildName, BuildState, ProjectionStore, RequestKind
 from kiseki.projection.projector import Projector
 from kiseki.projection.settings import BuildProgress, RunnerParts
 from kiseki.projection.subscription import Subscription
@@ -84,29 +84,44 @@ class OwnedBuilds:
         return True
 
     async def _opened(self, build: Build, *, beside: Sequence[Build]) -> Follower | None:
-        """The follower of a build, None when it is not there any more. `beside`: builds that answer without it."""
-        parts = self._parts
+        """The follower of a build, None when it is not there any more. `beside`: builds that answer without it.
+
+        One that can't be opened now is opened by a later step; a rebuild may replace it meanwhile.
+        """
+        follower = self._follower(build, refuse_unknown=bool(beside))
         try:
-            store = await self._builds.open(self._projection, build.name, self._subscription.definition)
+            await follower.opened()
         except BuildMissing as problem:
             _log.warning("%s; it is built again", problem)
             await self._builds.remove(build.name)
             return None
-        projector = Projector(
-            subscription=self._subscription,
-            store=store,
-            journal=parts.journal,
-            codec=parts.codec,
-            telemetry=parts.telemetry,
-            clock=parts.clock,
-            attempts=parts.settings.attempts,
-            # Beside a build that answers, an incomplete one is of no use; the first one must come up all the same.
-            refuse_unknown=bool(beside),
-        )
+        except Unavailable as problem:
+            _log.warning("%s is not opened now: %s", build.name, problem)
+        return follower
+
+    def _follower(self, build: Build, *, refuse_unknown: bool) -> Follower:
+        parts = self._parts
+
+        async def open_store() -> ProjectionStore:
+            return await self._builds.open(self._projection, build.name, self._subscription.definition)
+
+        def new_projector(store: ProjectionStore) -> Projector:
+            return Projector(
+                subscription=self._subscription,
+                store=store,
+                journal=parts.journal,
+                codec=parts.codec,
+                telemetry=parts.telemetry,
+                clock=parts.clock,
+                attempts=parts.settings.attempts,
+                # Beside a build that answers an incomplete one is of no use; the first one must come up all the same.
+                refuse_unknown=refuse_unknown,
+            )
+
         return Follower(
             build=build,
-            store=store,
-            projector=projector,
+            open_store=open_store,
+            new_projector=new_projector,
             subscription=self._subscription,
             journal=parts.journal,
             erasures=parts.erasures,
@@ -125,17 +140,18 @@ class OwnedBuilds:
         _log.info("builds %s", build.name)
         return build.name
 
-    async def round(self) -> bool:
+    async def round(self, *, measured: bool = False) -> bool:
         """One page of each build, and the promotion when it is due; whether anything was done.
 
-        What is unavailable is noted in the followers and waited for. Raises only BuildMissing.
+        `measured` as in Follower.step, for the live build. What is unavailable is noted in the followers and waited
+        for. Raises only BuildMissing.
         """
         worked = False
         if self.live is not None:
-            worked = await self.live.step()
+            worked = await self.live.step(measured=measured)
         candidate = self.candidate
         if candidate is not None:
-            worked |= await candidate.step()
+            worked |= await candidate.step(measured=True)
             if candidate.refusal is not None:
                 await candidate.guarded(self._note_refusal)
             elif candidate.caught_up:
@@ -168,7 +184,8 @@ class OwnedBuilds:
             return False
         await self._note(None)
         # Once queries use it, a loss of power must not set it back to where it was long ago.
-        await candidate.store.flush()
+        store, _ = await candidate.opened()
+        await store.flush()
         await self._builds.promote(candidate.build.name)
         replaced, self.live, self.candidate = self.live, candidate, None
         _log.info("%s is live", candidate.build.name)
@@ -179,23 +196,15 @@ class OwnedBuilds:
 
     async def _streams_behind(self, candidate: Follower) -> int:
         """How many streams the build that answers now has applied further than the candidate, which parked them."""
-        answering: BuildName | None = None
-        if self.live is None:
-            builds = await self._builds.builds(self._projection.name)
-            answering = next((build.name for build in builds if build.state is BuildState.LIVE), None)
-            if answering is None:
-                return 0
-        count = 0
-        after = ""
-        while parked := await candidate.store.parked(after=after):
-            after = parked[-1].stream
-            streams = [one.stream for one in parked]
-            if self.live is not None:
-                progress = await self.live.store.progress(streams)
-            elif answering is not None:
-                progress = await self._builds.progress(answering, streams)
-            count += sum(progress[one.stream].sequence_number >= one.sequence_number for one in parked)
-        return count
+        builds = await self._builds.builds(self._projection.name)
+        answering = next((build.name for build in builds if build.state is BuildState.LIVE), None)
+        if answering is None:
+            return 0
+        parked = [one async for one in candidate.parked()]
+        if not parked:
+            return 0
+        progress = await self._builds.progress(answering, [one.stream for one in parked])
+        return sum(progress[one.stream].sequence_number >= one.sequence_number for one in parked)
 
     async def see_to_requests(self) -> bool:
         """Does what operators asked for; whether there was anything."""

@@ -95,12 +95,12 @@ class ProjectionRunner:
             waiters, self._waiters = self._waiters, []
             self._wake.clear()
             try:
-                worked = await self._round()
+                worked = await self._round(measured=bool(waiters))
             except BaseException:
                 self._waiters += waiters
                 raise
             live = self._builds.live
-            if worked or self._builds.candidate is not None or live is None or not live.caught_up:
+            if self._builds.candidate is not None or live is None or not live.caught_up:
                 self._waiters += waiters
             else:
                 for waiter in waiters:
@@ -122,7 +122,7 @@ class ProjectionRunner:
             await happens(self._stop, self._settings.takeover_interval)
         return False
 
-    async def _round(self) -> bool:
+    async def _round(self, *, measured: bool) -> bool:
         worked = False
         if self._requests_due:
             self._requests_due = False
@@ -133,7 +133,7 @@ class ProjectionRunner:
             except Unavailable as problem:
                 # Requests stay pending, and the next poll looks again; following the feed has its own waits.
                 _log.warning("projection %s can't see to requests now: %s", self._projection.name, problem)
-        return await self._builds.round() or worked
+        return await self._builds.round(measured=measured) or worked
 
     async def _idle(self) -> None:
         now = self._clock.monotonic()

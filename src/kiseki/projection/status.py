@@ -8,10 +8,10 @@ from __future__ import annotations
 import msgspec
 
 from kiseki.journal.port import START, Journal
+from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock
 from kiseki.projection.port import (
     BuildCatalog,
-    BuildMissing,
     BuildName,
     BuildState,
     Inspection,
@@ -45,7 +45,7 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     parked: tuple[ParkedStream, ...]
     """The first hundred, by stream."""
     problem: str | None
-    """Why a building one does not become live."""
+    """Why a building one does not become live, or why a build can't be read."""
 
 
 async def projection_status(
@@ -53,7 +53,7 @@ async def projection_status(
 ) -> list[ProjectionStatus]:
     """The live and building builds of all projections, with `retired` also those that were replaced.
 
-    Raises Unavailable when journal or read models can't be read.
+    Raises Unavailable when the journal or the catalog can't be read.
     """
     found = []
     for build in await builds.builds():
@@ -62,9 +62,10 @@ async def projection_status(
         try:
             inspection = await builds.inspect(build.name)
             problem = build.problem
-        except BuildMissing as missing:
+        except Unavailable as unreadable:
+            # One build that can't be read must not hide the others; it counts as having everything before it.
             inspection = Inspection(position=START, parked_count=0, parked=())
-            problem = str(missing)
+            problem = str(unreadable)
         lag = await journal.lag(inspection.position)
         age = (clock.now() - lag.oldest).total_seconds() if lag.oldest is not None else 0.0
         found.append(

@@ -53,7 +53,7 @@ async def test_a_rebuild_takes_over_while_queries_and_commands_go_on(place: Plac
     totals = Totals()
     for amount in range(100, 160):
         await place.world.facts.happen(A, Counted(amount))
-    updater = place.updater(totals, page_commits=5)
+    updater = place.updater(totals, page_commits=50)
     written = 60
     async with running(updater), asyncio.timeout(60):
         await updater.caught_up()
@@ -109,14 +109,13 @@ async def test_a_new_version_is_built_beside_the_old_one_which_goes_on(place: Pl
     old_updater, new_updater = place.updater(old), place.updater(new, page_commits=2)
     async with running(old_updater), asyncio.timeout(60):
         await old_updater.caught_up()
-        async with asking(place, old):
-            async with running(new_updater):
-                await until(lambda: _answers(place, new))
-                assert await place.live() == BuildName("totals", 2, 1)
-                # Processes of the old version still read theirs, and it is still kept up to date.
-                await place.world.facts.happen(B, Counted(1))
-                await asyncio.gather(old_updater.caught_up(), new_updater.caught_up())
-                assert await place.count(old) == await place.count(new) == 31
+        async with asking(place, old), running(new_updater):
+            await until(lambda: _answers(place, new))
+            assert await place.live() == BuildName("totals", 2, 1)
+            # Processes of the old version still read theirs, and it is still kept up to date.
+            await place.world.facts.happen(B, Counted(1))
+            await asyncio.gather(old_updater.caught_up(), new_updater.caught_up())
+            assert await place.count(old) == await place.count(new) == 31
 
 
 async def _answers(place: Place, totals: Totals) -> bool:
@@ -205,7 +204,7 @@ async def test_retired_builds_are_kept_for_a_while_and_then_deleted(place: Place
     await request_rebuild(place.models.builds, new.projection)
     updater = place.updater(new)
     async with running(updater), asyncio.timeout(20):
-        await until(lambda: place.live())
+        await until(place.live)
         await updater.caught_up()
         await until(lambda: _names(place, 3))
     held = await place.models.builds.own("totals", 1)

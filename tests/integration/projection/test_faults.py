@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import kiseki.query.sqlite_build
 from kiseki.application.system import SystemClock
 from kiseki.journal.sqlite import SqliteJournal
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.projection.status import audit_projection
 from kiseki.projection.subscription import Subscription
+from kiseki.query.sqlite_files import connect
 from tests.integration.projection.parts import NEVER, Place, expected_steps, running, until
 from tests.unit.projection.parts import DECIDERS, Counted, Facts, Noted, Totals
 
@@ -142,16 +144,15 @@ async def test_a_full_disk_is_waited_for_and_parks_nothing(place: Place, monkeyp
     """The database may not grow beyond some pages, which is what SQLite makes of a full disk (SQLITE_FULL)."""
     totals = Totals()
     await place.updater(totals).run_until_caught_up()
-    connect = kiseki.query.sqlite_build.connect
-    opened = []
+    opened: list[sqlite3.Connection] = []
 
-    def small(*arguments: object, **options: object) -> object:
-        connection = connect(*arguments, **options)  # type: ignore[arg-type]
-        connection.execute("PRAGMA max_page_count = 20")
+    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 14")
         opened.append(connection)
         return connection
 
-    monkeypatch.setattr(kiseki.query.sqlite_build, "connect", small)
+    monkeypatch.setattr("kiseki.query.sqlite_build.connect", small)
     for amount in range(100, 1_100):
         await place.world.facts.happen(A, Noted("x" * 10), Counted(amount))
     updater = place.updater(totals, page_commits=100, poll_interval=NEVER)
@@ -162,8 +163,7 @@ async def test_a_full_disk_is_waited_for_and_parks_nothing(place: Place, monkeyp
         assert "the disk is full (SQLITE_FULL)" in waiting
         first = await place.count(totals)
         assert 0 < first < 1_000
-        for connection in opened:
-            connection.execute("PRAGMA max_page_count = 1000000")
+        opened[-1].execute("PRAGMA max_page_count = 1000000")
         await updater.caught_up()
         assert updater.status()[0].waiting is None
     assert await place.count(totals) == 1_000

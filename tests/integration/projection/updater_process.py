@@ -1,4 +1,4 @@
-"""A process that runs an updater until it is killed: `python -m tests.integration.projection.updater_process DIRECTORY`.
+"""A process that runs an updater until it is killed; its only argument is a directory.
 
 Prints `following` once it owns the projection and has caught up.
 """
