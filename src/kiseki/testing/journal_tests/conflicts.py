@@ -71,6 +71,32 @@ class ConflictTests(StoreUnderTest):
                 (winner,) = (outcome for outcome in outcomes if isinstance(outcome, Commit))
                 assert (await everything(journal, "Thing-1", after)) == winner.recorded()
 
+    async def test_of_many_with_claims_at_one_place_exactly_one_lands(self) -> None:
+        later = NOON + timedelta(hours=1)
+        async with self.opened() as journal:
+            for after in range(2):
+                outcomes = await outcomes_of(
+                    *(
+                        journal.append(
+                            "Thing-1",
+                            after,
+                            [encoded(f"e{after}-{n}")],
+                            metadata=metadata(f"{after}-{n}"),
+                            claims=claimed(f"{n}") if n % 3 else [],
+                            idempotency=idempotency(f"{after}-{n}", "Thing-1", after + 1, expires_at=later)
+                            if n % 2
+                            else None,
+                        )
+                        for n in range(12)
+                    )
+                )
+                assert sorted(kind.__name__ for kind in kinds_of(outcomes)) == ["Commit"] + ["Conflict"] * 11
+                (winner,) = (outcome for outcome in outcomes if isinstance(outcome, Commit))
+                assert await everything(journal, "Thing-1", after) == winner.recorded()
+                for n in range(12):
+                    kept = await journal.recall(f"{after}-{n}")
+                    assert (kept is not None) == (n % 2 == 1 and outcomes[n] is winner)
+
     async def test_a_place_is_not_taken_twice_by_commits_of_other_lengths(self) -> None:
         async with self.opened() as journal:
             outcomes = await outcomes_of(

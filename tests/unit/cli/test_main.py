@@ -1,0 +1,84 @@
+"""Unit: the command line's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kiseki import __version__
+from kiseki.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version"]) == 0
+    assert capsys.readouterr().out == f"kiseki {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_what_there_is_and_hides_what_is_not_for_people(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    for command in ("serve", "command-api", "query-api", "updater", "journal", "projection", "version"):
+        assert command in out
+    assert "worker " not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["srve"], "serve"),
+        (["serve", "--worker", "2"], "--workers"),
+        (["serve", "--workers", "many"], "--workers"),
+        (["journal"], "Missing command"),
+        (["journal", "show"], "kiseki journal show --help"),
+    ],
+)
+def test_what_is_asked_in_the_wrong_way_is_one_line_and_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("kiseki: ")
+    assert printed.err.count("\n") == 1
+    assert said in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--profile", "prod"], "--profile"),
+        (["serve", "--workers", "0"], "--workers"),
+        (["serve", "--log-level", "loud"], "--log-level"),
+        (["serve", "--config", "missing.toml"], "missing.toml"),
+        (["serve", "--app", "nowhere_to_be_found:app"], "nowhere_to_be_found"),
+        (["serve", "--host", "no such host"], "change `host`"),
+        (["journal", "show", "UserAccount-1"], "check --data-dir"),
+        (["projection", "status"], "check --data-dir"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line_and_1(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("kiseki: ")
+    assert printed.err.count("\n") == 1
+    assert said in printed.err
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("kiseki.cli.serve.serve", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(["serve"])
