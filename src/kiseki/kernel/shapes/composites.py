@@ -1,333 +1,50 @@
-"""Shapes: what kiseki knows of a field's type. One description serves parsing input, storing, loading and schemas.
-
-`shape_of(annotation)` turns a type annotation into a shape once, when an application is composed. A shape can
-`parse` what came from outside (collecting every error, never only the first), `dump` a value to plain JSON data
-(refusing what some store could not hold), `load` it back without checking it again, and `describe` itself.
-"""
+"""Shapes made of other shapes, and `shape_of`, which finds the shape of an annotation."""
 
 from __future__ import annotations
 
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from datetime import date, datetime
+from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final
 
-import msgspec
-
-from kiseki.kernel.errors import DefinitionError, KisekiError
+from kiseki.kernel.errors import DefinitionError
 from kiseki.kernel.personal import ERASED, Erased, PersonalMarker
 from kiseki.kernel.record import Record, record_fields
+from kiseki.kernel.shapes.base import FAILED, FieldError, Path, Shape, Unreadable, camel_case, wrong
+from kiseki.kernel.shapes.scalars import (
+    BooleanShape,
+    DateShape,
+    DateTimeShape,
+    DecimalShape,
+    EnumShape,
+    FloatShape,
+    IntegerShape,
+    StreamIdShape,
+    StringShape,
+    TextShape,
+    WholeNumberShape,
+)
 from kiseki.kernel.streams import StreamId
-from kiseki.kernel.text import InvalidValue, Text, WholeNumber, forbidden_character
+from kiseki.kernel.text import InvalidValue, Text, WholeNumber
 
 __all__ = [
-    "FAILED",
-    "FieldError",
-    "Path",
+    "ERASED_MARK",
+    "ListShape",
+    "MappingShape",
+    "OptionalShape",
+    "PersonalShape",
     "RecordShape",
-    "Shape",
-    "Unreadable",
-    "Unstorable",
-    "camel_case",
+    "ShapedField",
+    "UnionShape",
     "shape_of",
 ]
 
-Path: TypeAlias = tuple[str | int, ...]
 ERASED_MARK: Final = "$erased"
 TAG: Final = "$type"
-_MAX_PLAIN_TEXT = 10_000
-_MAX_ITEMS = 1_000
-_INT64 = 2**63
-
-
-class FieldError(msgspec.Struct, frozen=True):
-    """One thing wrong with one field of an input. The message never repeats the value."""
-
-    path: Path
-    code: str
-    message: str
-
-
-class Unstorable(KisekiError):
-    """A value that some store can't hold: refused before it becomes a fact that can't be applied."""
-
-    code = "UNSTORABLE"
-
-
-class Unreadable(KisekiError):
-    """Stored data that does not fit the type that reads it."""
-
-    code = "UNREADABLE"
-
-
-class _Failed:
-    __slots__ = ()
-
-
-FAILED: Final = _Failed()
-"""What `parse` returns when it has added an error."""
-
-
-def camel_case(name: str) -> str:
-    """`first_name` as it is called on the wire: `firstName`."""
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
-
-
-class Shape:
-    """Base of all shapes: a value that is plain JSON data as it stands."""
-
-    kind = "json"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        """The typed value of an input, or FAILED after adding to `errors`."""
-        raise NotImplementedError
-
-    def dump(self, value: Any) -> Any:
-        """The value as plain JSON data. Raises Unstorable."""
-        return value
-
-    def load(self, data: Any) -> Any:
-        """The typed value of stored data, trusted. Raises Unreadable, TypeError, KeyError or ValueError."""
-        return data
-
-    def describe(self) -> Any:
-        """What of the type matters to storage, as JSON data."""
-        return self.kind
-
-
-def _wrong(path: Path, errors: list[FieldError], expected: str) -> _Failed:
-    errors.append(FieldError(path, "WRONG_TYPE", f"must be {expected}"))
-    return FAILED
-
-
-class BooleanShape(Shape):
-    kind = "boolean"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        return value if isinstance(value, bool) else _wrong(path, errors, "true or false")
-
-
-class IntegerShape(Shape):
-    """A plain int: 64 bits in storage, 32 on the wire (GraphQL's Int)."""
-
-    kind = "integer"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return _wrong(path, errors, "a whole number")
-        if not -(2**31) <= value < 2**31:
-            errors.append(FieldError(path, "OUT_OF_RANGE", "must fit in 32 bits"))
-            return FAILED
-        return value
-
-    def dump(self, value: Any) -> Any:
-        if not -_INT64 <= value < _INT64:
-            raise Unstorable("a whole number does not fit in 64 bits")
-        return int(value)
-
-
-class WholeNumberShape(IntegerShape):
-    """A WholeNumber subclass."""
-
-    def __init__(self, cls: type[WholeNumber]) -> None:
-        self.cls = cls
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return _wrong(path, errors, "a whole number")
-        return _checked(self.cls, value, path, errors)
-
-    def load(self, data: Any) -> Any:
-        return self.cls.trusted(data)
-
-
-class FloatShape(Shape):
-    kind = "float"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return _wrong(path, errors, "a number")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            errors.append(FieldError(path, "OUT_OF_RANGE", "must be a finite number"))
-            return FAILED
-        return number
-
-    def dump(self, value: Any) -> Any:
-        if not math.isfinite(value):
-            raise Unstorable("a number is not finite")
-        return float(value)
-
-
-class StringShape(Shape):
-    """A plain str: any text without forbidden characters, line breaks allowed."""
-
-    kind = "string"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, str):
-            return _wrong(path, errors, "a string")
-        if len(value) > _MAX_PLAIN_TEXT:
-            errors.append(FieldError(path, "TOO_LONG", f"must be at most {_MAX_PLAIN_TEXT} characters"))
-            return FAILED
-        problem = forbidden_character(value, multiline=True)
-        if problem is not None:
-            errors.append(FieldError(path, "FORBIDDEN_CHARACTER", f"must not contain the character {problem}"))
-            return FAILED
-        return value
-
-    def dump(self, value: Any) -> Any:
-        text = str(value)
-        if "\0" in text:
-            raise Unstorable("a text contains NUL")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as problem:
-                raise Unstorable("a text contains a lone surrogate") from problem
-        return text
-
-
-class TextShape(Shape):
-    """A Text subclass, checked when it was made."""
-
-    kind = "string"
-
-    def __init__(self, cls: type[Text]) -> None:
-        self.cls = cls
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, str):
-            return _wrong(path, errors, "a string")
-        return _checked(self.cls, value, path, errors)
-
-    def dump(self, value: Any) -> Any:
-        return str(value)
-
-    def load(self, data: Any) -> Any:
-        return self.cls.trusted(data)
-
-
-class StreamIdShape(Shape):
-    """The id of a stream."""
-
-    kind = "stream-id"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, str):
-            return _wrong(path, errors, "a string")
-        return _checked(StreamId, value, path, errors)
-
-    def dump(self, value: Any) -> Any:
-        return str(value)
-
-    def load(self, data: Any) -> Any:
-        return StreamId(data)
-
-
-class DateTimeShape(Shape):
-    """A point in time: with a zone when it comes in, UTC inside."""
-
-    kind = "datetime"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if isinstance(value, str):
-            try:
-                value = datetime.fromisoformat(value)
-            except ValueError:
-                value = None
-        if not isinstance(value, datetime) or value.tzinfo is None:
-            return _wrong(path, errors, "a date and time with a zone (ISO 8601)")
-        try:
-            return value.astimezone(UTC)
-        except OverflowError:
-            errors.append(FieldError(path, "OUT_OF_RANGE", "must be a time of the years 1 to 9999"))
-            return FAILED
-
-    def dump(self, value: Any) -> Any:
-        if value.tzinfo is None:
-            raise Unstorable("a time has no zone")
-        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-    def load(self, data: Any) -> Any:
-        return datetime.fromisoformat(data)
-
-
-class DateShape(Shape):
-    kind = "date"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if isinstance(value, str):
-            try:
-                return date.fromisoformat(value)
-            except ValueError:
-                value = None
-        return value if type(value) is date else _wrong(path, errors, "a date (YYYY-MM-DD)")
-
-    def dump(self, value: Any) -> Any:
-        return value.isoformat()
-
-    def load(self, data: Any) -> Any:
-        return date.fromisoformat(data)
-
-
-class DecimalShape(Shape):
-    """An exact decimal number, at most 30 digits, a string on the wire and in storage."""
-
-    kind = "decimal"
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if not isinstance(value, str | Decimal) or len(str(value)) > 40:
-            return _wrong(path, errors, "a decimal number as a string")
-        try:
-            number = Decimal(value)
-        except InvalidOperation:
-            return _wrong(path, errors, "a decimal number as a string")
-        if not number.is_finite() or len(number.as_tuple().digits) > 30 or abs(number.adjusted()) > 30:
-            errors.append(FieldError(path, "OUT_OF_RANGE", "must be a finite number of at most 30 digits"))
-            return FAILED
-        return number
-
-    def dump(self, value: Any) -> Any:
-        if not value.is_finite():
-            raise Unstorable("a number is not finite")
-        return str(value)
-
-    def load(self, data: Any) -> Any:
-        return Decimal(data)
-
-
-class EnumShape(Shape):
-    """One of a closed set of names; stored and sent by name."""
-
-    kind = "enum"
-
-    def __init__(self, cls: type[Enum]) -> None:
-        self.cls = cls
-
-    def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
-        if isinstance(value, self.cls):
-            return value
-        if isinstance(value, str) and value in self.cls.__members__:
-            return self.cls[value]
-        return _wrong(path, errors, "one of " + ", ".join(self.cls.__members__))
-
-    def dump(self, value: Any) -> Any:
-        return value.name
-
-    def load(self, data: Any) -> Any:
-        return self.cls[data]
-
-    def describe(self) -> Any:
-        return {"enum": sorted(self.cls.__members__)}
+_MAX_ITEMS: Final = 1_000
 
 
 class OptionalShape(Shape):
@@ -358,7 +75,7 @@ class ListShape(Shape):
 
     def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
         if not isinstance(value, list | tuple):
-            return _wrong(path, errors, "a list")
+            return wrong(path, errors, "a list")
         if len(value) > _MAX_ITEMS:
             errors.append(FieldError(path, "TOO_LONG", f"must have at most {_MAX_ITEMS} items"))
             return FAILED
@@ -448,7 +165,7 @@ class RecordShape(Shape):
 
     def parse(self, value: object, path: Path, errors: list[FieldError]) -> Any:
         if not isinstance(value, dict):
-            return _wrong(path, errors, "an object")
+            return wrong(path, errors, "an object")
         before = len(errors)
         values: dict[str, Any] = {}
         for name, wire_name, shape, optional in self.fields:
@@ -524,14 +241,6 @@ class UnionShape(Shape):
 
     def describe(self) -> Any:
         return {"union": {name: option.describe() for name, option in sorted(self.options.items())}}
-
-
-def _checked(cls: Callable[[Any], Any], value: object, path: Path, errors: list[FieldError]) -> Any:
-    try:
-        return cls(value)
-    except InvalidValue as problem:
-        errors.append(FieldError(path, problem.code, problem.message))
-        return FAILED
 
 
 _PLAIN: Final[Mapping[Any, Callable[[], Shape]]] = types.MappingProxyType(
