@@ -1,4 +1,4 @@
-"""Commands beside the processes: looking into a journal, and mending read models, with a service running and without."""
+"""Commands beside the processes: looking into a journal and mending read models, with a service and without."""
 
 from __future__ import annotations
 

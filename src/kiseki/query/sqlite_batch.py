@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+import msgspec
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -26,9 +27,6 @@ from kiseki.query.tables import builds_own, guards, parked
 
 __all__ = ["error_class", "execute_batch", "parked_stream", "read_progress"]
 
-_IN_AT_MOST: Final = 5_000
-"""Streams asked for in one statement; SQLite takes 32,766 parameters."""
-
 _ADD_GUARD: Final = insert(guards)
 _MOVE_GUARD: Final = (
     update(guards)
@@ -37,10 +35,11 @@ _MOVE_GUARD: Final = (
 )
 _UNPARK: Final = delete(parked).where(parked.c.stream == bindparam("of"))
 _MOVE_POSITION: Final = update(builds_own).values(position=bindparam("to"))
-_GUARDS: Final = select(guards.c.stream, guards.c.sequence_number).where(
-    guards.c.stream.in_(bindparam("streams", expanding=True))
+_asked = func.json_each(bindparam("streams")).table_valued("value", name="asked")
+_PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.values()[1:]).select_from(
+    _asked.outerjoin(guards, guards.c.stream == _asked.c.value).outerjoin(parked, parked.c.stream == _asked.c.value)
 )
-_PARKED_OF: Final = select(parked).where(parked.c.stream.in_(bindparam("streams", expanding=True)))
+"""One statement, hence one state, whether or not a transaction is open."""
 
 
 def execute_batch(connection: Connection, batch: Batch, name: BuildName) -> None:
@@ -139,32 +138,43 @@ def _park(connection: Connection, streams: Sequence[ParkedStream]) -> None:
 
 def parked_stream(row: Row[Any]) -> ParkedStream:
     """A row of the parked streams."""
+    return _parked(*tuple(row))
+
+
+def _parked(
+    stream: str,
+    sequence_number: int,
+    event_type: str,
+    code: str,
+    detail: str,
+    occurred_at: str,
+    parked_at: str,
+    attempts: int,
+) -> ParkedStream:
+    """In the order of the table's columns."""
     return ParkedStream(
-        stream=row.stream,
-        sequence_number=row.sequence_number,
-        event_type=row.event_type,
-        code=row.code,
-        detail=row.detail,
-        occurred_at=datetime.fromisoformat(row.occurred_at),
-        parked_at=datetime.fromisoformat(row.parked_at),
-        attempts=row.attempts,
+        stream=stream,
+        sequence_number=sequence_number,
+        event_type=event_type,
+        code=code,
+        detail=detail,
+        occurred_at=datetime.fromisoformat(occurred_at),
+        parked_at=datetime.fromisoformat(parked_at),
+        attempts=attempts,
     )
 
 
 def read_progress(
     connection: Connection, streams: Collection[str], options: Mapping[str, Any] | None = None
 ) -> dict[str, StreamProgress]:
-    """Guards and parked places of streams, within the transaction at hand; every stream asked for is in it.
+    """Guards and parked places of streams, in one state; every stream asked for is in it.
 
     `options` are execution options, for a connection that has not translated the build's schema.
     """
-    asked = list(streams)
-    numbers: dict[str, int] = {}
-    parked_at: dict[str, ParkedStream] = {}
-    for start in range(0, len(asked), _IN_AT_MOST):
-        some = {"streams": asked[start : start + _IN_AT_MOST]}
-        for stream, number in connection.execute(_GUARDS, some, execution_options=options):
-            numbers[stream] = number
-        for row in connection.execute(_PARKED_OF, some, execution_options=options):
-            parked_at[row.stream] = parked_stream(row)
-    return {stream: StreamProgress(numbers.get(stream, 0), parked_at.get(stream)) for stream in asked}
+    asked = {"streams": msgspec.json.encode(list(streams)).decode()}
+    found: dict[str, StreamProgress] = {}
+    for row in connection.execute(_PROGRESS, asked, execution_options=options):
+        stream, guard, parked_at = row[0], row[1], row[2]
+        one = None if parked_at is None else _parked(stream, *row[2:])
+        found[stream] = StreamProgress(guard or 0, one)
+    return found

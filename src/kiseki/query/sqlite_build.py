@@ -132,18 +132,18 @@ class BuildFile:
 
     def progress(self, streams: Collection[str]) -> dict[str, StreamProgress]:
         """As ProjectionStore."""
-        with self._transaction("BEGIN") as connection:
+        with self._transaction(None) as connection:
             return read_progress(connection, streams)
 
     def parked(self, after: str, limit: int) -> list[ParkedStream]:
         """As ProjectionStore."""
-        with self._transaction("BEGIN") as connection:
+        with self._transaction(None) as connection:
             return [parked_stream(row) for row in connection.execute(_PARKED_AFTER.limit(limit), {"after": after})]
 
     def inspect(self) -> Inspection:
         """As BuildCatalog."""
         position = self.position()
-        with self._transaction("BEGIN") as connection:
+        with self._transaction(None) as connection:
             count = connection.execute(_PARKED_COUNT).scalar_one()
         return Inspection(
             position=position, parked_count=count, parked=tuple(self.parked("", _INSPECTED_AT_MOST)) if count else ()
@@ -187,7 +187,7 @@ class BuildFile:
 
     def _own(self) -> Row[Any]:
         try:
-            with self._transaction("BEGIN") as connection:
+            with self._transaction(None) as connection:
                 row = connection.execute(select(builds_own)).first()
         except DBAPIError:
             row = None
@@ -204,13 +204,18 @@ class BuildFile:
             raise unavailable(self._what, problem.orig or problem) from problem
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[Connection]:
-        """A transaction that ends with the context. Errors of the machine become Unavailable, others go through."""
+    def _transaction(self, begin: str | None) -> Iterator[Connection]:
+        """A transaction that ends with the context; None leaves each statement to itself.
+
+        Errors of the machine become Unavailable, others go through.
+        """
         connection = self._connected()
         try:
-            connection.exec_driver_sql(begin)
+            if begin is not None:
+                connection.exec_driver_sql(begin)
             yield connection
-            self._commit(connection)
+            if begin is not None:
+                self._commit(connection)
         except BaseException as problem:
             self._roll_back(connection)
             cause = problem.orig if isinstance(problem, DBAPIError) and problem.orig else problem

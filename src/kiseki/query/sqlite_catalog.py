@@ -34,6 +34,14 @@ _SCHEMA: Final = (
         PRIMARY KEY (projection, version, generation)
     ) STRICT, WITHOUT ROWID
     """,
+    """
+    CREATE TABLE IF NOT EXISTS generations (
+        projection TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        PRIMARY KEY (projection, version)
+    ) STRICT, WITHOUT ROWID
+    """,
     "CREATE UNIQUE INDEX IF NOT EXISTS one_live_build ON builds (projection) WHERE state = 'live'",
     """
     CREATE TABLE IF NOT EXISTS requests (
@@ -60,7 +68,10 @@ _BUILDS: Final = """
     SELECT projection, version, generation, state, created_at, promoted_at, retired_at, problem FROM builds
     WHERE ?1 IS NULL OR projection = ?1 ORDER BY projection, version, generation
 """
-_NEXT: Final = "SELECT coalesce(max(generation), 0) + 1 FROM builds WHERE projection = ? AND version = ?"
+_NEXT: Final = """
+    INSERT INTO generations (projection, version, last) VALUES (?, ?, 1)
+    ON CONFLICT (projection, version) DO UPDATE SET last = last + 1 RETURNING last
+"""
 _ADD: Final = """
     INSERT INTO builds (projection, version, generation, state, created_at) VALUES (?, ?, ?, 'building', ?)
 """
@@ -118,9 +129,9 @@ class SqliteCatalog:
             return [_build(row) for row in connection.execute(_BUILDS, (projection,))]
 
     def next_name(self, projection: str, version: int) -> BuildName:
-        """The name of the next generation; only the owner of the projection version makes one."""
-        with self._reading() as connection:
-            (generation,) = connection.execute(_NEXT, (projection, version)).fetchone()
+        """The name of the next generation. None is given twice: a reader may still have a deleted build open."""
+        with self._writing() as connection:
+            ((generation,),) = connection.execute(_NEXT, (projection, version)).fetchall()
         return BuildName(projection, version, generation)
 
     def add(self, name: BuildName) -> Build:

@@ -95,11 +95,8 @@ class SqliteReadDatabase:
     def _end(self, reader: SqliteReader, running: asyncio.Future[Any]) -> None:
         if not running.cancelled():
             running.exception()  # seen, by the caller or by nobody who waits
-        try:
-            ending = self._submit(reader.end)
-        except RuntimeError:
-            return  # the threads have ended, and close() has closed the reader
-        ending.add_done_callback(lambda _: self._free.put_nowait(reader))
+        reader.end()
+        self._free.put_nowait(reader)
 
     async def close(self) -> None:
         """Lets queries that run end, and closes the files."""

@@ -6,13 +6,15 @@ Blocking; `sqlite_database` runs it on threads and has a few of them.
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, create_engine, select
+from sqlalchemy import Connection, CursorResult, Engine, Row, Select, Table, create_engine, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
+from sqlalchemy.sql import visitors
 
 from kiseki.projection.port import BuildMissing, BuildName, StreamProgress
 from kiseki.projection.projection import Projection
@@ -24,6 +26,7 @@ from kiseki.query.tables import BUILD_FORMAT, BUILD_SCHEMA, builds_own, check_ta
 
 __all__ = ["SqliteReader", "reading_engine"]
 
+_TOUCH: Final = select(builds_own.c.id)
 _ATTACHED_AT_MOST: Final = 10
 """SQLite's own limit unless it was compiled otherwise (sqlite.org/limits.html)."""
 
@@ -46,48 +49,59 @@ class SqliteReader:
         self._engine = engine
         self._files = files
         self._connection: Connection | None = None
+        self._raw: sqlite3.Connection | None = None
         # The builds that are attached, the one that was used longest ago first.
         self._attached: dict[str, BuildName] = {}
+        self._reads: frozenset[str] = frozenset()
+        self._schemas: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
 
     def begin(self, reads: Sequence[Projection]) -> None:
         """Begins to read the live builds of these projections, in the state that they have now.
 
         Raises ReadModelBuilding, DefinitionError, Unavailable.
         """
-        with self._errors("the read models"):
-            connection = self._connected()
-            for projection in reads:
-                self._attach(connection, projection, {one.name for one in reads})
-            connection.exec_driver_sql("BEGIN")
+        with self._errors():
+            raw = self._attach(reads)
+            raw.execute("BEGIN")
             if len(reads) > 1:
                 # SQLite fixes the state of an attached database when it is first read; here all are, at once.
                 for projection in reads:
-                    connection.execute(select(builds_own.c.id), execution_options=_schema(projection)).all()
+                    self._connected().execute(_TOUCH, execution_options=_schema(projection)).all()
 
-    def _attach(self, connection: Connection, projection: Projection, needed: Collection[str]) -> None:
-        found = connection.exec_driver_sql(FIND_SERVED, (projection.name, projection.version)).first()
-        if found is None:
-            raise ReadModelBuilding(
-                f"the read model {projection.name} version {projection.version} is being built; ask again later"
-            )
-        name = BuildName(projection.name, projection.version, found[0])
-        before = self._attached.pop(projection.name, None)
-        if before != name:
-            if before is not None:
-                connection.exec_driver_sql("DETACH ?", (projection.name,))
-            elif len(self._attached) >= _ATTACHED_AT_MOST:
-                unused = next(one for one in self._attached if one not in needed)
-                connection.exec_driver_sql("DETACH ?", (unused,))
-                del self._attached[unused]
-            # mode=rw: a file that is not there must not become an empty one.
-            address = f"{self._files.build(name).absolute().as_uri()}?mode=rw"
-            connection.exec_driver_sql("ATTACH ? AS ?", (address, projection.name))
-            try:
-                self._check(connection, projection, name)
-            except BaseException:
-                connection.exec_driver_sql("DETACH ?", (projection.name,))
-                raise
-        self._attached[projection.name] = name
+    def _attach(self, reads: Sequence[Projection]) -> sqlite3.Connection:
+        """Has the live builds of these projections attached, and says so where a statement is checked."""
+        connection = self._connected()
+        # What the engine's creator makes; SQLAlchemy types it by what it needs of it.
+        raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)
+        self._raw = raw
+        self._reads = frozenset(projection.name for projection in reads)
+        for projection in reads:
+            found = raw.execute(FIND_SERVED, (projection.name, projection.version)).fetchone()
+            if found is None:
+                raise ReadModelBuilding(
+                    f"the read model {projection.name} version {projection.version} is being built; ask again later"
+                )
+            name = BuildName(projection.name, projection.version, found[0])
+            before = self._attached.pop(projection.name, None)
+            if before != name:
+                self._exchange(raw, before, name)
+                try:
+                    self._check(connection, projection, name)
+                except BaseException:
+                    raw.execute("DETACH ?", (projection.name,))
+                    raise
+            self._attached[projection.name] = name
+        return raw
+
+    def _exchange(self, raw: sqlite3.Connection, before: BuildName | None, name: BuildName) -> None:
+        if before is not None:
+            raw.execute("DETACH ?", (before.projection,))
+        elif len(self._attached) >= _ATTACHED_AT_MOST:
+            unused = next(one for one in self._attached if one not in self._reads)
+            raw.execute("DETACH ?", (unused,))
+            del self._attached[unused]
+        # mode=rw: a file that is not there must not become an empty one.
+        raw.execute("ATTACH ? AS ?", (f"{self._files.build(name).as_uri()}?mode=rw", name.projection))
 
     def _check(self, connection: Connection, projection: Projection, name: BuildName) -> None:
         own = connection.execute(
@@ -98,40 +112,49 @@ class SqliteReader:
         check_tables(projection, name, stored=own.tables, dialect=connection.dialect)
 
     def all(self, statement: Select[Any]) -> Sequence[Row[Any]]:
-        """As ReadModel."""
-        with self._errors("the read models"):
-            return self._connected().execute(statement).all()
+        """As ReadModel. Raises QueryFailed also for tables of projections that were not named."""
+        with self._errors():
+            return self._execute(statement).all()
 
     def first(self, statement: Select[Any]) -> Row[Any] | None:
-        """As ReadModel."""
-        with self._errors("the read models"):
-            return self._connected().execute(statement).first()
+        """As ReadModel. Raises QueryFailed also for tables of projections that were not named."""
+        with self._errors():
+            return self._execute(statement).first()
+
+    def _execute(self, statement: Select[Any]) -> CursorResult[Any]:
+        result: CursorResult[Any] = self._connected().execute(statement)
+        compiled = result.context.compiled
+        schemas = self._schemas.get(compiled)
+        if schemas is None:
+            # Once for each compiled statement, which SQLAlchemy keeps: looking into it costs as much as running it.
+            parts = visitors.iterate(statement)
+            schemas = frozenset(part.schema for part in parts if isinstance(part, Table) and part.schema is not None)
+            self._schemas[compiled] = schemas
+        if not schemas <= self._reads:
+            # It may well be attached, for another query; but then nobody has waited for it, nor fixed its state.
+            result.close()
+            others = ", ".join(sorted(schemas - self._reads))
+            raise QueryFailed(f"a query reads tables of {others}, which its `reads` does not name")
+        return result
 
     def progress(self, projection: Projection, streams: Collection[str]) -> Mapping[str, StreamProgress]:
         """As ReadDatabase."""
-        self.begin((projection,))
-        try:
-            with self._errors("the read models"):
-                return read_progress(self._connected(), streams, _schema(projection))
-        finally:
-            self.end()
+        with self._errors():
+            self._attach((projection,))
+            return read_progress(self._connected(), streams, _schema(projection))
 
     def end(self) -> None:
-        """Ends reading a state; again is fine."""
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            if getattr(connection.connection.dbapi_connection, "in_transaction", False):
-                connection.exec_driver_sql("ROLLBACK")
-        except SQLAlchemyError:
-            self._drop_connection()
+        """Ends reading a state; again is fine. It touches no file, so it may run on the event loop."""
+        if self._raw is not None and self._raw.in_transaction:
+            try:
+                self._raw.rollback()
+            except sqlite3.Error:
+                self._drop_connection()
 
     def interrupt(self) -> None:
         """Stops the statement that runs now, if any; for other threads."""
-        connection = self._connection
-        raw: object = connection.connection.dbapi_connection if connection is not None else None
-        if isinstance(raw, sqlite3.Connection):
+        raw = self._raw
+        if raw is not None:
             raw.interrupt()
 
     def close(self) -> None:
@@ -145,20 +168,21 @@ class SqliteReader:
         return self._connection
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error, OSError) as problem:
             cause = problem.orig if isinstance(problem, DBAPIError) and problem.orig else problem
-            if is_environment(cause) or isinstance(cause, OSError):
-                code = getattr(cause, "sqlite_errorcode", 0)
+            code = getattr(cause, "sqlite_errorcode", 0)
+            # Plainly read-only is what a statement meets that is not a query.
+            if isinstance(cause, OSError) or (is_environment(cause) and code != sqlite3.SQLITE_READONLY):
                 if code & 0xFF != sqlite3.SQLITE_INTERRUPT:
                     self._drop_connection()
-                raise unavailable(what, cause) from problem
+                raise unavailable("the read models", cause) from problem
             raise QueryFailed("the database refused a statement of the query") from problem
 
     def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._raw = self._connection, None, None
         if connection is not None:
             connection.invalidate()
             connection.close()

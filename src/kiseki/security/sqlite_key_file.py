@@ -2,9 +2,9 @@
 
 What makes destroyed keys disappear from every byte (https://www.sqlite.org/pragma.html#pragma_secure_delete):
 
-- Rows with keys are only appended, never change their size and are never deleted. SQLite then never moves one to
-  another page, which can leave a copy in unused space that `secure_delete` does not know of (seen once in some
-  thousand random insertions and erasures on a table ordered by subject).
+- Rows with keys are only appended, never change their size and are never deleted, so SQLite never moves one. Where it
+  splits a page, part of a row can stay in unused space that `secure_delete` does not clear (seen once in some thousand
+  random insertions and erasures on a table ordered by subject).
 - A key is overwritten in place, then the log is written into the file and cut to nothing, and the cut is synced:
   otherwise a power cut could bring the old log back.
 - Temporary pages stay in memory.

@@ -45,7 +45,7 @@ SELECT json_group_array(json_array(
 _ERASURES: Final = "SELECT json_group_array(subject), max(number) FROM erasures WHERE number > ?"
 _MARK: Final = "SELECT '[]', max(number) FROM erasures"
 _TOMBSTONE: Final = "INSERT INTO erasures (subject, erased_at) VALUES (?, ?) ON CONFLICT DO NOTHING"
-# The same length, or SQLite would move the row and leave a copy behind.
+# The same length: SQLite overwrites the row where it is.
 _DESTROY: Final = "UPDATE subject_keys SET wrapped = printf('%.*c', length(wrapped), '0') WHERE subject = ?"
 _SCAN: Final = """
 SELECT json_group_array(json_array(subject, key_id, wrapped)), max(id) FROM (

@@ -52,6 +52,20 @@ def findings(settings: Settings) -> list[Finding]:
                 "use the development profile on this machine only",
             )
         )
+    found += _timing(settings)
+    return found
+
+
+def refuse_unsafe(settings: Settings) -> None:
+    """Raises UnsafeSettings when there is a finding."""
+    found = findings(settings)
+    if found:
+        raise UnsafeSettings(settings.profile, found)
+
+
+def _timing(settings: Settings) -> list[Finding]:
+    """Times that have to fit into each other."""
+    found = []
     grace = settings.termination_grace
     if grace is not None and settings.shutdown_total > grace:
         found.append(
@@ -62,11 +76,22 @@ def findings(settings: Settings) -> list[Finding]:
                 "shorten drain_delay or the other delays, or raise the platform's grace period and this setting",
             )
         )
+    if settings.requests_done_timeout < settings.request_timeout:
+        found.append(
+            Finding(
+                "shutdown",
+                f"a request may take {settings.request_timeout:g} s (request_timeout), but a shutdown waits "
+                f"{settings.requests_done_timeout:g} s for it (requests_done_timeout) and then cuts it",
+                "make requests_done_timeout at least as long as request_timeout",
+            )
+        )
+    if settings.consistency_wait >= settings.request_timeout:
+        found.append(
+            Finding(
+                "timeouts",
+                f"a query may wait {settings.consistency_wait:g} s for a write (consistency_wait), but is given up "
+                f"after {settings.request_timeout:g} s (request_timeout)",
+                "make consistency_wait shorter than request_timeout",
+            )
+        )
     return found
-
-
-def refuse_unsafe(settings: Settings) -> None:
-    """Raises UnsafeSettings when there is a finding."""
-    found = findings(settings)
-    if found:
-        raise UnsafeSettings(settings.profile, found)

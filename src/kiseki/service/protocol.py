@@ -118,6 +118,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._disarm()
         super().on_message_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade that is asked for is passed over (RFC 9110, 7.8). Anyone can ask, so it is nothing to warn of."""
+
     def send_400_response(self, msg: str) -> None:
         """Refuses what is not HTTP; in place of uvicorn's plain answer."""
         self._refuse(400, "MALFORMED_REQUEST", "this is not a valid HTTP/1.1 request")

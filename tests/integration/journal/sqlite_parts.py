@@ -14,6 +14,7 @@ from typing import Any
 
 from kiseki.journal.port import Commit
 from kiseki.journal.sqlite import SqliteJournal
+from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import encoded, metadata
 
 
@@ -25,7 +26,7 @@ class RealClock:
         return monotonic()
 
 
-class Groups:
+class Groups(NoTelemetry):
     """The telemetry that a journal needs: how many commits each durable write carried."""
 
     def __init__(self) -> None:
@@ -94,4 +95,4 @@ def say(text: object) -> None:
 
 
 async def hear() -> str:
-    return (await asyncio.to_thread(sys.stdin.readline)).strip()
+    return str(await asyncio.to_thread(sys.stdin.readline)).strip()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kiseki.journal import sqlite_reader
-from kiseki.journal.port import START, CorruptJournal, JournalUnavailable, Snapshot
+from kiseki.journal.port import START, CorruptJournal, JournalUnavailable, Position, Snapshot
 from kiseki.journal.sqlite_connection import connect
 from kiseki.journal.sqlite_schema import JournalIdentity
 from kiseki.journal.verify import verify
@@ -301,7 +301,8 @@ async def test_positions_belong_to_one_life() -> None:
     assert now.row(now.position(17)) == 17
     others = [JournalIdentity("abc", 1).position(17), JournalIdentity("abd", 2).position(17), START]
     assert [
-        now.row(position) for position in [*others, "abc-2-", "abc-2-x", "abc-2--1", "17", "abc-2-" + "9" * 30]
+        now.row(Position(position))
+        for position in [*others, "abc-2-", "abc-2-x", "abc-2--1", "17", "abc-2-" + "9" * 30]
     ] == ([0] * 8)
 
 

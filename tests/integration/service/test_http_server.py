@@ -171,6 +171,15 @@ async def test_a_body_in_chunks_is_put_together(service: Service) -> None:
         assert (await connection.response()).body == b'{"a":1}'
 
 
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+async def test_an_upgrade_is_passed_over(service: Service, protocol: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with service.connection() as connection:
+        for _ in range(2):
+            connection.send(HEAD + b"Connection: Upgrade\r\nUpgrade: %s\r\nContent-Length: 2\r\n\r\n{}" % protocol)
+            assert (await connection.response()).status == 200
+    assert caplog.text == ""
+
+
 # What is slow is cut
 
 

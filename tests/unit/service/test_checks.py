@@ -26,6 +26,12 @@ def test_production_names_what_is_missing() -> None:
     assert [line.split(":")[0] for line in others] == ["  - authentication", "  - transport"]
 
 
+def test_inner_times_have_to_be_shorter_than_outer_ones() -> None:
+    assert names(request_timeout=11) == ["shutdown"]
+    assert names(request_timeout=11, requests_done_timeout=11) == []
+    assert names(consistency_wait=10) == ["timeouts"]
+
+
 def test_a_shutdown_has_to_fit_in_what_the_platform_gives() -> None:
     assert names(termination_grace=30) == ["shutdown"]
     assert names(termination_grace=41) == []

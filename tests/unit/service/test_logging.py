@@ -72,7 +72,7 @@ def test_a_traceback_is_there_without_values() -> None:
     (line,) = lines(stream)
     assert "Unavailable: broken 19" in line["exception"]
     assert line["code"] == "UNAVAILABLE"
-    assert stream.getvalue().count("a very secret value") == 1  # the source line, as every traceback shows it
+    assert "a very secret value" not in stream.getvalue()
 
 
 def test_a_line_break_makes_no_second_line() -> None:
