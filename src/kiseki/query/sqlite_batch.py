@@ -138,30 +138,9 @@ def _park(connection: Connection, streams: Sequence[ParkedStream]) -> None:
 
 def parked_stream(row: Row[Any]) -> ParkedStream:
     """A row of the parked streams."""
-    return _parked(*tuple(row))
-
-
-def _parked(
-    stream: str,
-    sequence_number: int,
-    event_type: str,
-    code: str,
-    detail: str,
-    occurred_at: str,
-    parked_at: str,
-    attempts: int,
-) -> ParkedStream:
-    """In the order of the table's columns."""
-    return ParkedStream(
-        stream=stream,
-        sequence_number=sequence_number,
-        event_type=event_type,
-        code=code,
-        detail=detail,
-        occurred_at=datetime.fromisoformat(occurred_at),
-        parked_at=datetime.fromisoformat(parked_at),
-        attempts=attempts,
-    )
+    values = row._mapping
+    times = {name: datetime.fromisoformat(values[name]) for name in ("occurred_at", "parked_at")}
+    return ParkedStream(**{**values, **times})
 
 
 def read_progress(
