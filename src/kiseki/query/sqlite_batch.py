@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -35,6 +34,7 @@ _MOVE_GUARD: Final = (
 )
 _UNPARK: Final = delete(parked).where(parked.c.stream == bindparam("of"))
 _MOVE_POSITION: Final = update(builds_own).values(position=bindparam("to"))
+_PARKED_COLUMNS: Final = tuple(column.name for column in parked.c)
 _asked = func.json_each(bindparam("streams")).table_valued("value", name="asked")
 _PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.values()[1:]).select_from(
     _asked.outerjoin(guards, guards.c.stream == _asked.c.value).outerjoin(parked, parked.c.stream == _asked.c.value)
@@ -136,11 +136,19 @@ def _park(connection: Connection, streams: Sequence[ParkedStream]) -> None:
     connection.execute(adding.on_conflict_do_update(index_elements=[parked.c.stream], set_=changed), rows)
 
 
-def parked_stream(row: Row[Any]) -> ParkedStream:
-    """A row of the parked streams."""
-    values = row._mapping
-    times = {name: datetime.fromisoformat(values[name]) for name in ("occurred_at", "parked_at")}
-    return ParkedStream(**{**values, **times})
+def parked_stream(row: Sequence[Any]) -> ParkedStream:
+    """A parked stream from its values, in the order of the table's columns."""
+    stream, sequence_number, event_type, code, detail, occurred_at, parked_at, attempts = row
+    return ParkedStream(
+        stream=stream,
+        sequence_number=sequence_number,
+        event_type=event_type,
+        code=code,
+        detail=detail,
+        occurred_at=datetime.fromisoformat(occurred_at),
+        parked_at=datetime.fromisoformat(parked_at),
+        attempts=attempts,
+    )
 
 
 def read_progress(
@@ -154,6 +162,6 @@ def read_progress(
     found: dict[str, StreamProgress] = {}
     for row in connection.execute(_PROGRESS, asked, execution_options=options):
         stream, guard, parked_at = row[0], row[1], row[2]
-        one = None if parked_at is None else _parked(stream, *row[2:])
+        one = None if parked_at is None else parked_stream((stream, *row[2:]))
         found[stream] = StreamProgress(guard or 0, one)
     return found
