@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -136,7 +137,7 @@ def _park(connection: Connection, streams: Sequence[ParkedStream]) -> None:
     connection.execute(adding.on_conflict_do_update(index_elements=[parked.c.stream], set_=changed), rows)
 
 
-def parked_stream(row: Sequence[Any]) -> ParkedStream:
+def parked_stream(row: Sequence[Any] | Row[Any]) -> ParkedStream:
     """A parked stream from its values, in the order of the table's columns."""
     stream, sequence_number, event_type, code, detail, occurred_at, parked_at, attempts = row
     return ParkedStream(
