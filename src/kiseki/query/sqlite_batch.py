@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -35,7 +35,6 @@ _MOVE_GUARD: Final = (
 )
 _UNPARK: Final = delete(parked).where(parked.c.stream == bindparam("of"))
 _MOVE_POSITION: Final = update(builds_own).values(position=bindparam("to"))
-_PARKED_COLUMNS: Final = tuple(column.name for column in parked.c)
 _asked = func.json_each(bindparam("streams")).table_valued("value", name="asked")
 _PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.values()[1:]).select_from(
     _asked.outerjoin(guards, guards.c.stream == _asked.c.value).outerjoin(parked, parked.c.stream == _asked.c.value)
@@ -137,9 +136,9 @@ def _park(connection: Connection, streams: Sequence[ParkedStream]) -> None:
     connection.execute(adding.on_conflict_do_update(index_elements=[parked.c.stream], set_=changed), rows)
 
 
-def parked_stream(row: Sequence[Any] | Row[Any]) -> ParkedStream:
+def parked_stream(row: Sequence[Any]) -> ParkedStream:
     """A parked stream from its values, in the order of the table's columns."""
-    stream, sequence_number, event_type, code, detail, occurred_at, parked_at, attempts = row
+    stream, sequence_number, event_type, code, detail, occurred_at, parked_at, attempts = tuple(row)
     return ParkedStream(
         stream=stream,
         sequence_number=sequence_number,
