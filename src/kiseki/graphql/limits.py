@@ -6,14 +6,17 @@ Counts are of the document as it would run: a fragment counts wherever it is spr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import msgspec
 from graphql import (
     DocumentNode,
     FieldNode,
+    FloatValueNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
     InlineFragmentNode,
+    IntValueNode,
     OperationDefinitionNode,
     SelectionSetNode,
     Visitor,
@@ -23,6 +26,8 @@ from graphql import (
 from kiseki.kernel.errors import KisekiError
 
 __all__ = ["DocumentLimits", "LimitExceeded", "check_document", "root_fields"]
+
+_NUMBER_CHARACTERS: Final = 40
 
 
 class DocumentLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +108,17 @@ class _Counter(Visitor):
 
     def enter_directive(self, *_: object) -> None:
         self.directives += 1
+
+    def enter_int_value(self, node: IntValueNode, *_: object) -> None:
+        self._number(node.value)
+
+    def enter_float_value(self, node: FloatValueNode, *_: object) -> None:
+        self._number(node.value)
+
+    def _number(self, digits: str) -> None:
+        # No field holds such a number, and reading one costs more than its length.
+        if len(digits) > _NUMBER_CHARACTERS:
+            raise LimitExceeded("NUMBER_TOO_LONG", f"a number has more than {_NUMBER_CHARACTERS} characters")
 
 
 def _fragments(document: DocumentNode) -> dict[str, FragmentDefinitionNode]:

@@ -50,6 +50,7 @@ class Head:
         "idempotency_key",
         "repeated",
         "traceparent",
+        "unknown_coding",
     )
 
     def __init__(self) -> None:
@@ -62,6 +63,7 @@ class Head:
         self.content_encoding: bytes | None = None
         self.content_length: bytes | None = None
         self.chunked = False
+        self.unknown_coding = False
         self.expects_continue = False
         self.forwarded = False
         self.traceparent: bytes | None = None
@@ -121,6 +123,7 @@ def read_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
             else:
                 head.repeated = name.decode()
         elif name == b"transfer-encoding":
+            head.unknown_coding = head.chunked or value.strip().lower() != b"chunked"
             head.chunked = True
         elif name == b"expect":
             head.expects_continue = True

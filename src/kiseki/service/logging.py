@@ -78,8 +78,9 @@ def configure_logging(*, level: str, log_format: str, role: str | None = None, s
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        # Its INFO lines are about its own workings, which this process runs itself.
-        logger.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+        # Its INFO lines are about its own workings, which this process runs itself, and anyone can make it warn.
+        quiet = logging.ERROR if name.startswith("uvicorn") else logging.WARNING
+        logger.setLevel(logging.DEBUG if level == "debug" else quiet)
 
 
 def _request_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

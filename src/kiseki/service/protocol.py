@@ -21,6 +21,9 @@ from kiseki.service.shell import ACCEPTED
 
 __all__ = ["ConnectionLimits", "GuardedProtocol"]
 
+_FRAMING_BYTES: Final = 1_048_576
+"""What a request may send beside its head and its body: chunk sizes, chunk extensions, trailers."""
+
 _LINGER: Final = 2.0
 """Seconds for which a refused client may go on sending."""
 
@@ -61,6 +64,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_message = False
         self._head_complete = False
         self._head_bytes = 0
+        self._begun = False
+        self._framing_bytes = 0
         self._overtime = False
         self._refused = False
         self.requests = 0
@@ -85,11 +90,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._begun = False
+        self._framing_bytes += len(data)
         super().data_received(data)
         if not self._in_message:
             return
         # Part of a request is here. Once armed, the timer is not moved by more parts: a byte now and then buys nothing.
-        if not self._head_complete:
+        # The piece of data in which it began may hold earlier requests too; its size is bounded by the event loop.
+        if self._head_complete:
+            if self._framing_bytes > _FRAMING_BYTES:
+                self._refuse(431, "HEADERS_TOO_LARGE", "the chunks or trailers of the request are too large")
+                return
+        elif not self._begun:
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.head_bytes:
                 self._refuse(431, "HEADERS_TOO_LARGE", "the head of the request is too large")
@@ -102,11 +114,22 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_message = True
         self._head_complete = False
         self._head_bytes = 0
+        self._begun = True
+        self._framing_bytes = 0
         self._overtime = False
         self._disarm()
         if self._serving.unbound and self.requests == 0:
             cast("dict[str, Any]", self.scope)[ACCEPTED] = True
         self.requests += 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Fields after the head are trailers, which nothing here reads (RFC 9110, 6.5.1): they are not kept.
+        if not self._head_complete:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body)
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._head_complete = True
@@ -150,14 +173,22 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         self._disarm()
+        in_body = self._in_message and self._head_complete
         self._in_message = False
         if self.transport.is_closing():
             return
         if self.cycle is not None and not self.cycle.response_complete:
-            # An earlier request of this connection is being answered; an answer to this one would look like its own.
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
-            return
+            if not in_body or self.pipeline:
+                # An earlier request of this connection is being answered; an answer to this one would look like its.
+                self.cycle.keep_alive = False
+                self.flow.pause_reading()
+                return
+            # It is the body of the very request that the app waits for: to the app the client is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
         answer = problem(status, code, detail, os.urandom(16).hex())
         headers = (
             *answer.headers,

@@ -277,6 +277,8 @@ class Shell:
             return exchange.refuse(
                 431, "HEADERS_TOO_LARGE", f"the header fields are larger than {self._limits.headers} bytes"
             )
+        if head.unknown_coding:
+            return exchange.refuse(501, "UNKNOWN_TRANSFER_CODING", "a body may be chunked and nothing else (RFC 9112)")
         if head.repeated is not None:
             return exchange.refuse(400, "REPEATED_HEADER", f"the header {head.repeated} may be sent once only")
         if handler is None:

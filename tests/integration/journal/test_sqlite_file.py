@@ -52,6 +52,17 @@ async def test_a_new_file_is_private_and_survives(tmp_path: Path) -> None:
         assert await journal.integrity() == ()
 
 
+async def test_closing_empties_the_log_also_when_others_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with opened(path) as other:
+        async with opened(path) as journal:
+            await append(journal, "Thing-1", 0)
+            assert (tmp_path / "journal.db-wal").stat().st_size > 0
+        assert (tmp_path / "journal.db-wal").stat().st_size == 0
+        assert len(await everything(other, "Thing-1")) == 1
+        await append(other, "Thing-1", 1)
+
+
 async def test_a_relative_path_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     async with opened(Path("journal.db")) as journal:

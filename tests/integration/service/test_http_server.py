@@ -452,3 +452,43 @@ def test_a_host_that_is_not_here_is_one_clear_line() -> None:
 def test_ipv6_loopback_can_be_listened_on() -> None:
     with bind("::1", 0, "command_port") as bound:
         assert bound.family is socket.AF_INET6
+
+
+async def test_thousands_of_pipelined_requests_are_all_answered(service: Service) -> None:
+    async with service.connection() as connection:
+        body = b'{"query": "{ health }"}'
+        one = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        connection.send(one * 2_000)
+        for _ in range(2_000):
+            assert (await connection.response()).status == 200
+
+
+async def test_a_broken_chunk_gets_400_at_once_and_not_a_time_out(service: Service) -> None:
+    async with service.connection() as connection:
+        connection.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        connection.send(b"ZZ\r\n")
+        assert (await connection.response()).status == 400
+        assert service.endpoint.bodies == []
+
+
+async def test_another_transfer_coding_is_not_read_as_plain(service: Service) -> None:
+    for coding in (b"gzip, chunked", b"chunked, chunked"):
+        async with service.connection() as connection:
+            connection.send(HEAD + b"Transfer-Encoding: " + coding + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+            assert (await connection.response()).status in {400, 501}
+            assert service.endpoint.bodies == []
+
+
+@pytest.mark.parametrize("piece", [b"X: a\r\n" * 10_000, b"X" * 60_000], ids=["fields", "one field"])
+async def test_trailers_without_end_are_cut(service: Service, piece: bytes) -> None:
+    async with service.connection() as connection:
+        connection.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        response = asyncio.create_task(connection.response())
+        sent = 0
+        while not response.done() and sent < 20_000_000:
+            connection.send(piece)
+            await connection.writer.drain()
+            sent += len(piece)
+            await asyncio.sleep(0)
+        assert (await response).status == 431
+        assert service.endpoint.bodies == []

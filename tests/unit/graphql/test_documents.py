@@ -89,6 +89,8 @@ def test_what_is_not_graphql_is_unparsable(text: str) -> None:
         ("{ a(x: " + "[" * 400 + "]" * 400 + ") { x } }", "TOO_DEEP"),
         ("{ b " + "@skip(if: false) " * 31 + "}", "TOO_MANY_DIRECTIVES"),
         ("fragment F on Query { b }", "INVALID_DOCUMENT"),
+        ("{ a(x: " + "9" * 5_000 + ") { x } }", "NUMBER_TOO_LONG"),
+        ("query ($x: Int = " + "9" * 5_000 + ") { a(x: $x) { x } }", "NUMBER_TOO_LONG"),
         ("{ b } fragment F on A { " + "x " * 301 + "}", "TOO_MANY_FIELDS"),
         ("{ ...F } fragment F on Query { ...G } fragment G on Query { ...F }", "INVALID_DOCUMENT"),
         ("subscription { b }", "INVALID_DOCUMENT"),
