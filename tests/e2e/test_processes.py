@@ -253,6 +253,29 @@ async def test_workers_drain_under_load_and_the_updater_ends_last(tmp_path: Path
     assert status[0]["commitsBehind"] == 0
 
 
+async def test_a_signal_to_every_process_at_once_is_no_second_one(tmp_path: Path) -> None:
+    """A Ctrl-C reaches the whole group of processes, and so does what systemd sends; they still end in order."""
+    async with running(Service(tmp_path / "data", "--workers", "2", "--drain-delay", "1")) as service:
+        assert service.process is not None
+        os.killpg(service.process.pid, signal.SIGINT)
+        assert await asyncio.to_thread(service.process.wait, 60) == 0
+    log = service.log.read_text(encoding="utf-8")
+    ends = [match[1] for match in re.finditer(r"shut down in .*role=(\S+)", log)]
+    assert sorted(ends[:2]) == ["worker-1", "worker-2"]
+    assert ends[2:] == ["updater", "serve"]
+    assert re.search(r"shut down in 1\.\d s .*role=worker-1", log)
+    assert "cut short" not in log
+
+
+async def test_a_second_signal_shortens_the_drain_of_workers_too(tmp_path: Path) -> None:
+    async with running(Service(tmp_path / "data", "--workers", "2", "--drain-delay", "300")) as service:
+        assert service.process is not None
+        service.process.send_signal(signal.SIGTERM)
+        await eventually(lambda: service.log.read_text().count("shutting down") == 3)
+        service.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(service.process.wait, 30) == 0
+
+
 async def test_a_worker_that_dies_is_started_again_and_no_count_is_lost(tmp_path: Path) -> None:
     async with running(Service(tmp_path / "data", "--workers", "2", "--drain-delay", "0")) as service:
         await round_trip(service)

@@ -17,7 +17,7 @@ from kiseki.cli.applications import load_application
 from kiseki.cli.banner import announce
 from kiseki.service.checks import refuse_unsafe
 from kiseki.service.kinds import Listening, Parts
-from kiseki.service.launch import read_launch
+from kiseki.service.launch import ignore_signals, read_launch
 from kiseki.service.logging import configure_logging
 from kiseki.service.process import run_process
 from kiseki.service.settings_sources import load_settings
@@ -51,6 +51,7 @@ def serve(kind: str, *, application: str | None, config: Path | None, options: M
 
 def work() -> None:
     """Runs what the supervisor wrote to standard input."""
+    ignore_signals()
     launch = read_launch(sys.stdin.fileno())
     settings = launch.read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format, role=launch.name)

@@ -100,16 +100,16 @@ class EventCodec:
         Raises UnknownEvent, Unreadable, SubjectKeyMissing, Unavailable.
         """
         subjects = {subject_of(event) for event in recorded if _SEALED_BYTES in bytes(event.data)}
-        ciphers = await self._protector.ciphers(subjects) if subjects else {}
+        ciphers = await self._protector.ciphers(subjects) if subjects else None
         return [self._decode_one(event, ciphers) for event in recorded]
 
-    def _decode_one(self, recorded: Recorded, ciphers: Mapping[str, SubjectCipher | Erased]) -> Event:
+    def _decode_one(self, recorded: Recorded, ciphers: Mapping[str, SubjectCipher | Erased] | None) -> Event:
         shape = self.schema.find(recorded.type, recorded.version)
         try:
             data = _decode(recorded.data)
         except msgspec.DecodeError as problem:
             raise Unreadable(f"event {recorded.event_id} is not JSON") from problem
-        if ciphers:
+        if ciphers is not None:  # an empty one means that there is something sealed, and no key for any of it
             _open(recorded, data, ciphers)
         if recorded.version < shape.type.version:
             self._telemetry.upcast(recorded.type, recorded.version)

@@ -144,9 +144,11 @@ class ProjectionRunner:
             except Unavailable as problem:
                 _log.warning("old builds of %r are not deleted now: %s", self._projection, problem)
         timeout = self._settings.poll_interval
+        now = self._clock.monotonic()
         for follower in self._builds.followers:
-            if follower.retry_at > now:
-                timeout = min(timeout, follower.retry_at - now)
+            # Also one whose time to try again has come since the round: it must not wait for the next poll.
+            if follower.failure is not None and follower.refusal is None:
+                timeout = min(timeout, max(follower.retry_at - now, 0.0))
         if not await happens(self._wake, timeout):
             self._requests_due = True
 

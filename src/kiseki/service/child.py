@@ -15,7 +15,7 @@ from typing import Final
 
 from kiseki.kernel.errors import KisekiError
 from kiseki.service.control import NoAnswer, ask
-from kiseki.service.launch import Launch
+from kiseki.service.launch import STOP, Launch
 
 __all__ = ["Child", "ChildFailed"]
 
@@ -74,10 +74,10 @@ class Child:
         """From here on the process is started again whenever it dies."""
         self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
 
-    def terminate(self) -> None:
-        """Asks the process to shut down."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM)
+    def stop(self) -> None:
+        """Tells the process to shut down; again to have it hurry."""
+        if self._process is not None and self._process.returncode is None and self._process.stdin is not None:
+            self._process.stdin.write(STOP)
 
     async def ended(self, within: float) -> None:
         """Returns when the process has ended; it is killed after `within` seconds."""
@@ -109,8 +109,6 @@ class Child:
             "worker",
             stdin=asyncio.subprocess.PIPE,
             pass_fds=tuple(self._launch.sockets.values()),
-            # A Ctrl-C in a terminal goes to the whole group; only the supervisor is to hear it, and ends in order.
-            start_new_session=True,
         )
         assert self._process.stdin is not None  # noqa: S101  # it is a pipe
         try:
@@ -144,7 +142,7 @@ class Child:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 await self._spawn()
                 if stopping.done():
-                    self.terminate()
+                    self.stop()
         finally:
             stopping.cancel()
 

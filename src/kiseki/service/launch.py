@@ -1,23 +1,28 @@
 """`Launch`: what a supervisor tells a process it starts, as one line of JSON on its standard input.
 
 The line goes through a pipe and not through arguments or the environment, which others could read. The pipe stays open:
-when it ends, the supervisor is gone, and the process shuts down instead of living on alone.
+on it the supervisor says when to stop, and when it ends the supervisor is gone, and the process does not live on alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from kiseki.kernel.errors import KisekiError
 from kiseki.service.kinds import Parts
+from kiseki.service.lifecycle import SIGNALS
 from kiseki.service.settings import Settings
 
-__all__ = ["BadLaunch", "Launch", "read_launch", "watch_supervisor"]
+__all__ = ["STOP", "BadLaunch", "Launch", "ignore_signals", "read_launch", "watch_supervisor"]
+
+STOP: Final = b"stop\n"
+"""What the supervisor writes to have a process shut down; again to have it hurry."""
 
 
 class BadLaunch(KisekiError):
@@ -62,18 +67,30 @@ def read_launch(descriptor: int) -> Launch:
         raise BadLaunch("`kiseki worker` is started by `kiseki serve --workers`, not by hand") from problem
 
 
-def watch_supervisor(descriptor: int, gone: Callable[[], None]) -> None:
-    """Calls `gone` on the event loop when the supervisor's end of the pipe is closed."""
+def ignore_signals() -> None:
+    """From here on only the supervisor ends this process.
+
+    A Ctrl-C, and systemd by default, signal every process of a service at once; the updater would end first, and the
+    supervisor's own word would pass for a second signal, which cuts the drain delay short.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def watch_supervisor(descriptor: int, told: Callable[[str], None]) -> None:
+    """Calls `told` with the cause, on the event loop, for each time the supervisor says stop, and when it is gone."""
     loop = asyncio.get_running_loop()
     os.set_blocking(descriptor, False)
 
     def readable() -> None:
         try:
-            ended = not os.read(descriptor, 1024)
+            said = os.read(descriptor, 1024)
         except BlockingIOError:
             return
-        if ended:
+        for _ in range(said.count(STOP)):
+            told("the supervisor says so")
+        if not said:
             loop.remove_reader(descriptor)
-            gone()
+            told("the supervisor is gone")
 
     loop.add_reader(descriptor, readable)

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-__all__ = ["CoordinatedShutdown", "Phase", "ShutdownTask"]
+__all__ = ["SIGNALS", "CoordinatedShutdown", "Phase", "ShutdownTask"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Phase(enum.Enum):
 
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""What asks a process to shut down."""
 
 
 class CoordinatedShutdown:

@@ -56,12 +56,12 @@ async def run_process(
     """
     loop = asyncio.get_running_loop()
     shutdown = CoordinatedShutdown(_timeouts(settings))
-    shutdown.install_signal_handlers()
     if launch is None:
+        shutdown.install_signal_handlers()
         listeners = bind_apis(parts, settings)
         management_listener = bind_management(settings)
     else:
-        watch_supervisor(_STANDARD_INPUT, lambda: shutdown.request("the supervisor is gone"))
+        watch_supervisor(_STANDARD_INPUT, shutdown.request)
         listeners = {api: socket.socket(fileno=descriptor) for api, descriptor in launch.sockets.items()}
         management_listener = bind_private(Path(launch.control))
     metrics = Metrics()

@@ -88,8 +88,8 @@ class Settings(BaseSettings):
 
     # GraphQL documents, checked before validation, which a small hostile document can make expensive.
     graphql_tokens: int = Field(1_000, ge=10, le=100_000, description="Tokens of a document.")
-    graphql_depth: int = Field(15, ge=1, le=100, description="Nesting of fields.")
-    graphql_fields: int = Field(200, ge=1, le=10_000, description="Fields, fragments counted where they are spread.")
+    graphql_depth: int = Field(16, ge=1, le=100, description="Nesting of fields.")
+    graphql_fields: int = Field(300, ge=1, le=10_000, description="Fields, fragments counted where they are spread.")
     graphql_aliases: int = Field(30, ge=0, le=1_000, description="Aliases of a document.")
     graphql_directives: int = Field(30, ge=0, le=1_000, description="Directives of a document.")
     graphql_root_fields: int = Field(20, ge=1, le=1_000, description="Root fields of an operation.")

@@ -182,7 +182,7 @@ class _Supervisor:
         for listener in self._listeners.values():
             listener.close()
         for child in self._workers:
-            child.terminate()
+            child.stop()
 
     async def _workers_done(self) -> None:
         hurrying = asyncio.create_task(self._hurry(), name="hurry")
@@ -194,11 +194,11 @@ class _Supervisor:
     async def _hurry(self) -> None:
         await self._shutdown.wait_hurried()
         for child in self._workers:
-            child.terminate()
+            child.stop()
 
     async def _updater_done(self) -> None:
         for child in self._updaters:
-            child.terminate()
+            child.stop()
             await child.ended(_updater_time(self._settings) + _MARGIN)
 
     async def _any_worker(self) -> None:

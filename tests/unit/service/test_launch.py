@@ -8,7 +8,7 @@ import os
 import pytest
 
 from kiseki.service.kinds import Parts
-from kiseki.service.launch import BadLaunch, Launch, read_launch, watch_supervisor
+from kiseki.service.launch import STOP, BadLaunch, Launch, read_launch, watch_supervisor
 from kiseki.service.settings import Settings
 
 
@@ -43,13 +43,13 @@ def test_anything_else_is_refused(sent: bytes) -> None:
     os.close(reading)
 
 
-async def test_the_end_of_the_supervisor_is_noticed() -> None:
+async def test_what_the_supervisor_says_is_heard_and_its_end_is_noticed() -> None:
     reading, writing = os.pipe()
-    gone = asyncio.Event()
-    watch_supervisor(reading, gone.set)
-    os.write(writing, b"more")
-    await asyncio.sleep(0.05)
-    assert not gone.is_set()
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    watch_supervisor(reading, heard.put_nowait)
+    for _ in range(2):
+        os.write(writing, STOP)
+        assert await asyncio.wait_for(heard.get(), 5) == "the supervisor says so"
     os.close(writing)
-    await asyncio.wait_for(gone.wait(), 5)
+    assert await asyncio.wait_for(heard.get(), 5) == "the supervisor is gone"
     os.close(reading)
