@@ -90,7 +90,7 @@ class SqliteJournal:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
-        self._readers = SqliteReaders(path, threads=readers, busy_seconds=busy_seconds)
+        self._readers = SqliteReaders(opened, threads=readers, busy_seconds=busy_seconds)
         wake_directory = path.with_name(path.name + ".wake")
         self._listener = WakeupListener(wake_directory, self._loop)
         self._sender = WakeupSender(wake_directory, self._listener)

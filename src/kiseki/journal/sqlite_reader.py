@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from operator import itemgetter
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -20,6 +19,7 @@ from kiseki.journal.format import FORMAT, decode_commit
 from kiseki.journal.port import Commit, CorruptJournal, IdempotencyRecord, Lag, Snapshot
 from kiseki.journal.sqlite_append import timestamp
 from kiseki.journal.sqlite_connection import connect, explain
+from kiseki.journal.sqlite_schema import JournalFile
 
 __all__ = [
     "Page",
@@ -92,10 +92,10 @@ class Page(NamedTuple):
 class SqliteReaders:
     """A bounded pool of reading threads, each call with a connection of its own."""
 
-    def __init__(self, path: Path, *, threads: int, busy_seconds: float) -> None:
-        self._path = path
+    def __init__(self, file: JournalFile, *, threads: int, busy_seconds: float) -> None:
+        self._file = file
         self._busy_seconds = busy_seconds
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"journal reader {path.name}")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"journal reader {file.path.name}")
         self._idle: list[sqlite3.Connection] = []
 
     async def run(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -110,7 +110,7 @@ class SqliteReaders:
         except Exception as problem:
             if connection is not None:
                 connection.close()
-            raise explain(problem, self._path) from problem
+            raise explain(problem, self._file.path) from problem
         self._idle.append(connection)
         return result
 
@@ -118,7 +118,14 @@ class SqliteReaders:
         try:
             return self._idle.pop()
         except IndexError:
-            return connect(self._path, write=False, busy_seconds=self._busy_seconds)
+            self._file.refuse_another()
+            connection = connect(self._file.path, write=False, busy_seconds=self._busy_seconds)
+        try:
+            self._file.refuse_another(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def close(self) -> None:
         """Waits for what is being read, then lets go of the connections."""

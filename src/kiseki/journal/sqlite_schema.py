@@ -79,13 +79,33 @@ class JournalIdentity(NamedTuple):
 
 
 class JournalFile(NamedTuple):
-    """An opened journal file: what the writer works with."""
+    """An opened journal file: what the writer and the readers work with."""
 
     path: Path
     connection: sqlite3.Connection
     lock: WriteLock
     identity: JournalIdentity
     device_and_inode: tuple[int, int]
+
+    def refuse_another(self, connection: sqlite3.Connection | None = None) -> None:
+        """Raises JournalUnavailable when by now another file, or none, is at the path.
+
+        A file that was moved or replaced would still take commits, and nobody would ever see them again. With a
+        connection that was opened since, its identity is compared too.
+        """
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            raise self._another() from None
+        if (status.st_dev, status.st_ino) != self.device_and_inode:
+            raise self._another()
+        if connection is not None and read_identity(connection) != self.identity:
+            raise self._another()
+
+    def _another(self) -> JournalUnavailable:
+        return JournalUnavailable(
+            f"the journal {self.path} was replaced or removed while it was open; start this process again"
+        )
 
 
 def open_file(path: Path, *, busy_seconds: float) -> JournalFile:

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
 
-from kiseki.journal.port import JournalUnavailable
 from kiseki.journal.sqlite_append import AppendRequest, append_group
 from kiseki.journal.sqlite_connection import Busy, begin, connect, explain, is_out_of_space
-from kiseki.journal.sqlite_schema import JournalFile, read_identity
+from kiseki.journal.sqlite_schema import JournalFile
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock, Telemetry
 
@@ -58,11 +57,10 @@ class SqliteWriter:
         committed_on_loop: Callable[[], None],
     ) -> None:
         """Starts the thread. `committed` is called in it after a group, `committed_on_loop` on the loop."""
+        self._file = opened
         self._path = opened.path
         self._connection: sqlite3.Connection | None = opened.connection
         self._lock = opened.lock
-        self._identity = opened.identity
-        self._device_and_inode = opened.device_and_inode
         self._clock = clock
         self._telemetry = telemetry
         self._loop = loop
@@ -162,11 +160,13 @@ class SqliteWriter:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         deadline = time.monotonic() + self._busy_seconds
         with self._lock.held(deadline):
+            # Looked at before too: SQLite would mix the log that is left with another file of the same name.
+            self._file.refuse_another()
             connection = self._connected()
             try:
                 begin(connection, deadline)
                 yield connection
-                self._refuse_another_file()
+                self._file.refuse_another()
                 connection.execute("COMMIT")
             except BaseException as problem:
                 self._roll_back(connection, problem)
@@ -176,27 +176,12 @@ class SqliteWriter:
         if self._connection is None:
             connection = connect(self._path, write=True, busy_seconds=self._busy_seconds)
             try:
-                if read_identity(connection) != self._identity:
-                    raise self._another_file()
+                self._file.refuse_another(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
-
-    def _refuse_another_file(self) -> None:
-        """A file that was moved or replaced would still take commits, and nobody would ever see them again."""
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
-            raise self._another_file() from None
-        if (status.st_dev, status.st_ino) != self._device_and_inode:
-            raise self._another_file()
-
-    def _another_file(self) -> JournalUnavailable:
-        return JournalUnavailable(
-            f"the journal {self._path} was replaced or removed while it was open; start this process again"
-        )
 
     def _roll_back(self, connection: sqlite3.Connection, problem: BaseException) -> None:
         try:

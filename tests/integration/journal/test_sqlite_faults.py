@@ -279,6 +279,10 @@ async def test_a_file_that_was_replaced_takes_no_more_commits(tmp_path: Path, re
             shutil.copy(tmp_path / "elsewhere.db", path)
         elif replacement == "directory":
             path.mkdir()
+        # Nor does a reader open what is there now under the name of what was there.
+        reads = [everything(journal, "Thing-1") for _ in range(4)]
+        for read in await asyncio.gather(*reads, return_exceptions=True):
+            assert isinstance(read, JournalUnavailable)
         for _ in range(2):
             with pytest.raises(JournalUnavailable, match="was replaced or removed"):
                 await append(journal, "Thing-1", 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import kiseki
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.settings_sources import load_settings
 
@@ -144,3 +145,21 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
 
 def test_the_longest_shutdown_counts_every_phase(tmp_path: Path) -> None:
     assert load(tmp_path, environ={"KISEKI_DRAIN_DELAY": "1"}).shutdown_total == 38.0
+
+
+def test_every_setting_is_used_somewhere() -> None:
+    package = Path(kiseki.__file__).parent
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for path in package.rglob("*.py")
+        if path.name not in ("settings.py", "settings_sources.py")
+    )
+    own = (package / "service" / "settings.py").read_text(encoding="utf-8")
+    for name in Settings.model_fields:
+        assert f"settings.{name}" in source or f"self.{name}" in own, f"nothing reads the setting {name}"
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name

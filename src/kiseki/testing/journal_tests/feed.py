@@ -56,8 +56,11 @@ class FeedTests(StoreUnderTest):
             expected = streams * rounds + len(release)
             seen: dict[tuple[str, int], Commit] = {}
             last: dict[str, int] = {}
+            written = looked_in_vain = 0
+            moved = asyncio.Event()
 
             async def follow() -> None:
+                nonlocal looked_in_vain
                 position = START
                 while len(seen) < expected:
                     page = await journal.feed(position, limit=10)
@@ -68,24 +71,37 @@ class FeedTests(StoreUnderTest):
                             last[commit.stream] = commit.last_sequence_number
                         seen[place] = commit
                     position = page.position
+                    looked_in_vain += not page.commits
+                    moved.set()
                     await asyncio.sleep(0)
 
             async def write(n: int) -> None:
+                nonlocal written
                 for number in range(rounds):
                     await (journal if (n + number) % 2 else other).append(
                         f"Thing-{n}", number, [encoded(f"e{n}-{number}")], metadata=metadata(f"{n}-{number}")
                     )
+                    written += 1
+                    moved.set()
+
+            async def until(*, writes: int = 0, looks: int = 0) -> None:
+                while written < writes or looked_in_vain < looks:
+                    if following.done():
+                        following.result()  # it failed, and says how
+                    moved.clear()
+                    await moved.wait()
 
             following = asyncio.ensure_future(follow())
+            following.add_done_callback(lambda _: moved.set())
             writing = asyncio.gather(*(write(n) for n in range(streams)))
-            # The slow ones land in the middle, at the end, and after a reader has seen all the others.
+            # The slow ones land early, in the middle, and when all others have. Before each, the follower comes to the
+            # end of what it can see (which, on a good store, may be less than what was written).
             for land, when in zip(release, (streams, streams * rounds // 2, streams * rounds), strict=False):
-                while len(seen) < when:
-                    assert not following.done(), following.exception()
-                    await asyncio.sleep(0)
+                await until(writes=when)
+                await until(looks=looked_in_vain + 2)
                 await land()
             await writing
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(30):
                 await following
             there = await whole_feed(other)
             assert {(commit.stream, commit.first_sequence_number): commit for commit in there} == seen
