@@ -5,7 +5,7 @@ Used by the projector (what to apply, skip, or park) and by whoever waits for a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kiseki.kernel.decider import Decider
@@ -13,7 +13,7 @@ from kiseki.kernel.streams import aggregate_type_of
 from kiseki.projection.port import Definition
 from kiseki.projection.projection import Projection
 
-__all__ = ["Subscription"]
+__all__ = ["Subscription", "follows_of"]
 
 
 class Subscription:
@@ -56,3 +56,11 @@ class Subscription:
     def follows(self, stream: str) -> bool:
         """Whether the stream has a guard, so that its progress can be waited for."""
         return aggregate_type_of(stream) in self._followed
+
+
+def follows_of(
+    projections: Iterable[Projection], deciders: Sequence[Decider[Any, Any, Any]]
+) -> Callable[[Projection, str], bool]:
+    """Whether a projection of an application keeps a guard for a stream, for whoever waits for it."""
+    subscriptions = {projection.name: Subscription(projection, deciders) for projection in projections}
+    return lambda projection, stream: subscriptions[projection.name].follows(stream)

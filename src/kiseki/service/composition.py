@@ -26,7 +26,7 @@ from kiseki.kernel.ports import Clock, Identity, IdSource, Telemetry
 from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
-from kiseki.projection.subscription import Subscription
+from kiseki.projection.subscription import follows_of
 from kiseki.projection.updater import Updater
 from kiseki.query.queries import Queries
 from kiseki.query.waiting import ConsistencyWaiter
@@ -206,7 +206,9 @@ class _Composer:
         schema = query_schema(self._application)
         database = self._stores.read_models.database
         waiter = ConsistencyWaiter(
-            database, follows=_follows(self._application), timeout=self._settings.consistency_wait
+            database,
+            follows=follows_of(self._application.projections, self._application.deciders),
+            timeout=self._settings.consistency_wait,
         )
         self._shutdown.add(Phase.SERVICE_STOP, "queries that wait", waiter.close)
         if updater is not None:
@@ -246,13 +248,6 @@ def _samples(build: ProjectionStatus) -> Sequence[Sample]:
         Sample("kiseki_projection_lag_seconds", labels, build.seconds_behind),
         Sample("kiseki_projection_parked_streams", labels, build.parked_count),
     )
-
-
-def _follows(application: Application) -> Callable[[Projection, str], bool]:
-    subscriptions = {
-        projection.name: Subscription(projection, application.deciders) for projection in application.projections
-    }
-    return lambda projection, stream: subscriptions[projection.name].follows(stream)
 
 
 async def _nothing() -> Sequence[Sample]:

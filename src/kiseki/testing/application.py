@@ -24,9 +24,8 @@ from kiseki.kernel.command import Command
 from kiseki.kernel.event import Event
 from kiseki.kernel.ports import Clock, Protector
 from kiseki.kernel.telemetry import NoTelemetry
-from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
-from kiseki.projection.subscription import Subscription
+from kiseki.projection.subscription import follows_of
 from kiseki.projection.updater import Updater
 from kiseki.query.consistency import ConsistencyToken
 from kiseki.query.queries import Queries
@@ -109,11 +108,7 @@ async def running(application: Application, *, clock: Clock | None = None) -> As
         )
         running_updater = asyncio.create_task(updater.run(), name="updater")
         stack.push_async_callback(_end, updater, running_updater)
-        subscriptions = {p.name: Subscription(p, application.deciders) for p in application.projections}
-
-        def follows(projection: Projection, stream: str) -> bool:
-            return subscriptions[projection.name].follows(stream)
-
+        follows = follows_of(application.projections, application.deciders)
         waiter = ConsistencyWaiter(read_models.database, follows=follows, timeout=10.0)
         stack.push_async_callback(waiter.close)
         updater.subscribe(waiter.notify)
