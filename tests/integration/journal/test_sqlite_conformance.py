@@ -53,4 +53,4 @@ def new_store() -> OpenJournal:
 
 
 TestSqliteMachine = journal_machine(new_store).TestCase
-TestSqliteMachine.settings = settings(max_examples=30, stateful_step_count=20, deadline=None, derandomize=True)
+TestSqliteMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)

@@ -63,7 +63,7 @@ def new_store() -> OpenJournal:
 
 
 TestMemoryMachine = journal_machine(new_store, reopens=False).TestCase
-TestMemoryMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestMemoryMachine.settings = settings(max_examples=150, stateful_step_count=30, deadline=None, derandomize=True)
 
 
 async def test_a_commit_that_fails_is_not_there() -> None:
