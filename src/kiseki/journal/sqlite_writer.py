@@ -135,12 +135,18 @@ class SqliteWriter:
         except Exception as problem:  # noqa: BLE001  # whatever it was, every caller is told, and the thread goes on
             self._on_loop(_resolve, [(request.future, self._explain(problem)) for request in group], None)
             return
-        if result.landed:
-            self._telemetry.group_committed(result.landed, self._clock.monotonic() - started)
+        seconds = self._clock.monotonic() - started
         outcomes = [(request.future, outcome) for request, outcome in zip(group, result.outcomes, strict=True)]
         self._on_loop(_resolve, outcomes, self._committed_on_loop if result.landed else None)
         if result.landed:
+            self._tell(result.landed, seconds)
+
+    def _tell(self, commits: int, seconds: float) -> None:
+        try:
+            self._telemetry.group_committed(commits, seconds)
             self._committed()
+        except Exception:  # noqa: BLE001  # the thread goes on, whatever telemetry does
+            _log.exception("a group of %d commits was written, but could not be reported", commits)
 
     def _act(self, action: _Action) -> None:
         outcome: Any

@@ -10,10 +10,11 @@ import asyncio
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from kiseki.journal.port import Position
 from kiseki.kernel.errors import Unavailable
@@ -38,6 +39,8 @@ from kiseki.query.sqlite_files import BuildFiles, unavailable
 __all__ = ["SqliteBuilds", "SqliteStore"]
 
 _log = logging.getLogger(__name__)
+_SETTLED_NS: Final = 50_000_000
+"""Longer than a tick of any file system's clock."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -274,7 +277,7 @@ class SqliteBuilds:
 
     def _look(self) -> None:
         touched = self._touched()
-        if touched != self._seen:
+        if touched is None or touched != self._seen:
             self._seen = touched
             self._wake()
         self._timer = asyncio.get_running_loop().call_later(self._notice, self._look)
@@ -283,6 +286,10 @@ class SqliteBuilds:
         try:
             status = os.stat(f"{self._files.catalog}-wal")
         except OSError:
+            return 0, 0
+        # Two commits within one tick of the file system's clock look alike. What was written a moment ago is therefore
+        # looked at once more: it counts as not seen.
+        if abs(time.time_ns() - status.st_mtime_ns) < _SETTLED_NS:
             return None
         return status.st_size, status.st_mtime_ns
 
