@@ -81,7 +81,7 @@ class Updater:
         end_journal_watch = self._journal.watch(self._woken)
         end_request_watch = self._builds.watch(self._requested)
         try:
-            await self._check()
+            await self.check()
             async with asyncio.TaskGroup() as group:
                 for runner in self._runners:
                     group.create_task(runner.run(), name=repr(runner))
@@ -109,7 +109,7 @@ class Updater:
         For the command line, when no updater runs. A build with a `problem` in the result did not become live.
         Raises BuildOwned when another process runs a projection, DefinitionError, Unavailable, CorruptJournal.
         """
-        await self._check()
+        await self.check()
         reached = [await runner.run_until_caught_up() for runner in self._runners]
         return tuple(progress for of_one in reached for progress in of_one)
 
@@ -153,7 +153,11 @@ class Updater:
         for runner in self._runners:
             runner.wake_for_request()
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
+        """Raises DefinitionError when a projection's definition changed without its version; `run` does the same.
+
+        For who starts it: what can't work is said before anything runs. Whatever is unavailable is passed over.
+        """
         for runner in self._runners:
             try:
                 await runner.check()

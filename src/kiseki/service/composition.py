@@ -91,6 +91,8 @@ async def compose(
         application, settings, stores, clock=clock, ids=ids, metrics=metrics, health=health, shutdown=shutdown
     )
     updater = composer.updater() if parts.updater else None
+    if updater is not None:
+        await updater.check()
     apis: list[ServedApi] = []
     if parts.command:
         apis.append(composer.command_api())
