@@ -204,7 +204,7 @@ class ProjectionStore(Protocol):
         ...
 
     async def close(self) -> None:
-        """Finishes what is running and lets go of the build."""
+        """Finishes what is running and lets go of the build; again is fine."""
         ...
 
 

@@ -69,6 +69,7 @@ class SqliteStore:
         self._file = file
         self._name = name
         self._thread = _Thread(f"kiseki-{name}")
+        self._closed = False
 
     @property
     def name(self) -> BuildName:
@@ -105,7 +106,10 @@ class SqliteStore:
         await self._thread.run(self._file.flush)
 
     async def close(self) -> None:
-        """As ProjectionStore."""
+        """As ProjectionStore; again is fine."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             await self._thread.run(self._file.close)
         finally:

@@ -6,6 +6,7 @@ Used by the command line, for processes that run alone and for those under a sup
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import time
@@ -105,6 +106,7 @@ async def run_process(
         raise
     if launch is None:
         metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
+    _settle_garbage_collector()
     health.started = True
     announce(Listening(ports={api: server.port for api, (server, _) in servers.items()}, management=management.port))
     failure = await _until_requested(shutdown, components)
@@ -112,6 +114,18 @@ async def run_process(
     if failure is not None:
         raise failure
     return not shutdown.late
+
+
+def _settle_garbage_collector() -> None:
+    """Takes what was made at the start out of every later collection, and makes collections rarer.
+
+    Schemas, statements and modules live as long as the process. Looking through them again and again took a quarter of
+    the processor under load, and made single requests wait for a tenth of a second. Reference counting frees nearly
+    everything else at once; cycles wait for fifty thousand new objects instead of seven hundred.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def bind_apis(parts: Parts, settings: Settings) -> dict[str, socket.socket]:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from sqlalchemy import Column, Integer
 
 from kiseki.application.system import SystemClock
+from kiseki.journal.port import FeedPage, Position
 from kiseki.projection.port import BuildName, BuildState
 from kiseki.projection.status import request_rebuild, request_retry
 from kiseki.query.database import ReadModelBuilding
@@ -73,6 +74,23 @@ async def test_a_rebuild_takes_over_while_queries_and_commands_go_on(place: Plac
     assert len(await place.rows(totals, totals.steps)) == written
     states = {build.name.generation: build.state for build in await place.models.builds.builds()}
     assert states == {1: BuildState.RETIRED, 2: BuildState.RETIRED, 3: BuildState.LIVE}
+
+
+async def test_a_build_takes_over_also_when_new_commits_never_stop(place: Place) -> None:
+    totals = Totals()
+    feed = place.world.journal.feed
+
+    async def never_empty(after: Position, *, limit: int = 500) -> FeedPage:
+        await place.world.facts.happen(A, Counted(1))
+        return await feed(after, limit=limit)
+
+    place.world.journal.feed = never_empty  # type: ignore[method-assign]
+    updater = place.updater(totals)
+    async with running(updater), asyncio.timeout(20):
+        await until(lambda: _is_live(place, 1))
+        await updater.caught_up()
+        await request_rebuild(place.models.builds, totals.projection)
+        await until(lambda: _is_live(place, 2))
 
 
 async def test_the_progress_of_a_rebuild_can_be_seen(place: Place) -> None:
@@ -221,6 +239,19 @@ async def test_retired_builds_are_kept_for_a_while_and_then_deleted(place: Place
         await until(lambda: _names(place, 1))
     assert await place.live() == BuildName("totals", 2, 2)
     assert sorted(path.name for path in place.directory.glob("totals*.sqlite")) == ["totals.v2.2.sqlite"]
+
+
+async def test_a_replaced_version_that_is_still_run_is_not_deleted(place: Place) -> None:
+    old, new = Totals(), Totals(version=2)
+    updater = place.updater(old, keep_retired=0.0, prune_interval=0.0)
+    async with running(updater), asyncio.timeout(20):
+        await updater.caught_up()
+        await place.updater(new).run_until_caught_up()
+        for amount in range(1, 4):
+            await place.world.facts.happen(A, Counted(amount))
+            await updater.caught_up()
+        assert await place.count(old) == 3
+        assert await _names(place, 2)
 
 
 async def _names(place: Place, count: int) -> bool:

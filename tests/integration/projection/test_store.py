@@ -1,0 +1,184 @@
+"""One build's file: a batch is all or nothing, a second writer changes nothing, and a half-made build is no build."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import insert, update
+
+from kiseki import Change, Unavailable
+from kiseki.journal.port import Position
+from kiseki.projection.port import (
+    Batch,
+    BuildMissing,
+    BuildName,
+    GuardMove,
+    GuardMoved,
+    ParkedStream,
+    ProjectionStore,
+    StatementFailed,
+)
+from kiseki.projection.subscription import Subscription
+from tests.integration.projection.parts import Place
+from tests.unit.projection.parts import DECIDERS, Totals
+
+A, B = "Counter-a", "Counter-b"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+totals = Totals()
+definition = Subscription(totals.projection, DECIDERS).definition
+
+
+def parked(stream: str, number: int = 1, code: str = "APPLY_FAILED") -> ParkedStream:
+    return ParkedStream(
+        stream=stream,
+        sequence_number=number,
+        event_type="Counted",
+        code=code,
+        detail="ValueError at shop.stock:7",
+        occurred_at=NOW,
+        parked_at=NOW,
+        attempts=number,
+    )
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[ProjectionStore]:
+    build = await place.models.builds.create(totals.projection, definition)
+    store = await place.models.builds.open(totals.projection, build.name, definition)
+    await place.models.builds.promote(build.name)
+    yield store
+    await store.close()
+
+
+async def test_a_batch_is_all_or_nothing(place: Place, store: ProjectionStore) -> None:
+    step = {"id": "a", "number": 1, "amount": 5}
+    whole = Batch(
+        changes=[(insert(totals.steps), step)],
+        guards=[GuardMove(A, 0, 1)],
+        park=[parked(B)],
+        position=Position("here"),
+    )
+    broken = Batch(
+        changes=[(insert(totals.steps), {**step, "number": 2}), (insert(totals.steps), step)],
+        guards=[GuardMove(A, 1, 2)],
+        park=[parked("Counter-c")],
+        unpark=[B],
+        position=Position("there"),
+    )
+    await store.write(whole)
+    with pytest.raises(StatementFailed) as failed:
+        await store.write(broken)
+    assert failed.value.detail == "IntegrityError (SQLITE_CONSTRAINT_PRIMARYKEY) in insert steps"
+    progress = await store.progress([A, B, "Counter-c"])
+    assert [progress[one].sequence_number for one in (A, B, "Counter-c")] == [1, 0, 0]
+    assert progress[B].parked == parked(B)
+    assert progress["Counter-c"].parked is None
+    assert await store.position() == "here"
+    assert await place.rows(totals, totals.steps) == [("a", 1, 5)]
+
+
+@pytest.mark.parametrize("expected", [0, 4, 6])
+async def test_guards_that_have_moved_change_nothing(place: Place, store: ProjectionStore, expected: int) -> None:
+    await store.write(Batch(guards=[GuardMove(A, 0, 5)]))
+    step = {"id": "a", "number": 6, "amount": 5}
+    with pytest.raises(GuardMoved):
+        await store.write(
+            Batch(
+                changes=[(insert(totals.steps), step)],
+                guards=[GuardMove(B, 0, 1), GuardMove(A, expected, 9)],
+                position=Position("x"),
+            )
+        )
+    progress = await store.progress([A, B])
+    assert [progress[one].sequence_number for one in (A, B)] == [5, 0]
+    assert await store.position() == ""
+    assert await place.rows(totals, totals.steps) == []
+
+
+async def test_statements_keep_their_order_whatever_can_go_together(place: Place, store: ProjectionStore) -> None:
+    adding = insert(totals.totals)
+    more = update(totals.totals).values(total=totals.totals.c.total * 2)
+    changes: list[Change] = [
+        (adding, {"id": "a", "total": 1}),
+        (adding, {"id": "b", "total": 10}),
+        more,
+        more,
+        (adding, {"id": "c", "total": 100}),
+        (adding, {"id": "d", "total": 100, "name": "d"}),
+        (adding, {"id": "e", "total": 100}),
+    ]
+    await store.write(Batch(changes=changes))
+    assert await place.rows(totals, totals.totals) == [
+        ("a", 4, None),
+        ("b", 40, None),
+        ("c", 100, None),
+        ("d", 100, "d"),
+        ("e", 100, None),
+    ]
+
+
+@pytest.mark.parametrize("value", [2**70, {"a": 1}, object()])
+async def test_a_value_that_the_database_can_not_hold_is_the_statement_s_fault(
+    store: ProjectionStore, value: object
+) -> None:
+    with pytest.raises(StatementFailed) as failed:
+        await store.write(Batch(changes=[(insert(totals.steps), {"id": "a", "number": 1, "amount": value})]))
+    assert str(value) not in str(failed.value)
+
+
+async def test_a_busy_database_is_unavailable_and_no_one_s_fault(place: Place, store: ProjectionStore) -> None:
+    other = sqlite3.connect(place.directory / "totals.v1.1.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    batch = Batch(changes=[(insert(totals.steps), {"id": "a", "number": 1, "amount": 1})])
+    with pytest.raises(Unavailable, match="another process holds it"):
+        await store.write(batch)
+    other.execute("ROLLBACK")
+    other.close()
+    await store.write(batch)
+    assert await place.rows(totals, totals.steps) == [("a", 1, 1)]
+
+
+async def test_parking_again_replaces_and_unparking_removes(store: ProjectionStore) -> None:
+    await store.write(Batch(park=[parked(A), parked(B)]))
+    await store.write(Batch(park=[parked(A, 7, "STATEMENT_FAILED")]))
+    assert list(await store.parked()) == [parked(A, 7, "STATEMENT_FAILED"), parked(B)]
+    assert list(await store.parked(after=A, limit=1)) == [parked(B)]
+    await store.write(Batch(unpark=[A, "Counter-unheard-of"]))
+    assert list(await store.parked()) == [parked(B)]
+
+
+async def test_a_build_can_be_inspected_while_it_is_written(place: Place, store: ProjectionStore) -> None:
+    await store.write(Batch(guards=[GuardMove(A, 0, 3)], park=[parked(B)], position=Position("p")))
+    inspection = await place.models.builds.inspect(store.name)
+    assert (inspection.position, inspection.parked_count, inspection.parked) == ("p", 1, (parked(B),))
+    assert (await place.models.builds.progress(store.name, [A]))[A].sequence_number == 3
+
+
+async def test_a_build_that_was_not_made_to_the_end_is_missing(place: Place, store: ProjectionStore) -> None:
+    path = place.directory / "totals.v1.9.sqlite"
+    sqlite3.connect(path).close()
+    with pytest.raises(BuildMissing):
+        await place.models.builds.open(totals.projection, BuildName("totals", 1, 9), definition)
+    with pytest.raises(BuildMissing):
+        await place.models.builds.open(totals.projection, BuildName("totals", 1, 10), definition)
+    await store.close()
+    changed = sqlite3.connect(place.directory / "totals.v1.1.sqlite", isolation_level=None)
+    changed.execute("UPDATE kiseki_build SET format = 99")
+    changed.close()
+    with pytest.raises(BuildMissing):
+        await place.models.builds.open(totals.projection, store.name, definition)
+
+
+async def test_only_the_user_may_read_the_files(place: Place, store: ProjectionStore) -> None:
+    await store.write(Batch(position=Position("p")))
+    assert place.directory.stat().st_mode & 0o077 == 0
+    assert [path.name for path in place.directory.iterdir() if path.stat().st_mode & 0o077] == []
+
+
+async def test_a_directory_that_can_not_be_used_is_unavailable(place: Place) -> None:
+    (place.directory / "file").write_bytes(b"")
+    with pytest.raises(Unavailable):
+        await type(place.models).open(place.directory / "file", clock=place.world.clock)
