@@ -7,7 +7,6 @@ and then takes over. Both are stepped by one task, so that while a candidate is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from datetime import timedelta
 
 from kiseki.kernel.errors import Unavailable
@@ -48,17 +47,16 @@ class OwnedBuilds:
         """Opens what there is of this version, or makes its first build. Raises DefinitionError."""
         builds = await self._builds.builds(self._projection.name)
         own = [build for build in builds if build.name.version == self._projection.version]
-        served = [build for build in own if build.promoted_at is not None]
-        building = [build for build in own if build.promoted_at is None]
-        if served and not await self._still_answers(served[-1]):
+        served = [build for build in own if build.promoted_at is not None][-1:]
+        building = [build for build in own if build.state is BuildState.BUILDING]
+        if served and not await self._still_answers(served[0]):
             # A way back to this version: the demoted build is nearly there; one that was being built besides is not.
-            building.append(served.pop())
+            building += served
             served = []
-        others = [build for build in builds if build.promoted_at is not None and build not in building]
         if served:
-            self.live = await self._opened(served[-1], beside=())
+            self.live = await self._opened(served[0], beside_live=False)
         if building:
-            self.candidate = await self._opened(building[-1], beside=others)
+            self.candidate = await self._opened(building[-1], beside_live=self.live is not None)
             if building[-1].problem is not None:
                 await self._builds.note(building[-1].name, None)  # a new start is a new try
             for build in building[:-1]:
@@ -83,16 +81,19 @@ class OwnedBuilds:
         await self._builds.promote(build.name)
         return True
 
-    async def _opened(self, build: Build, *, beside: Sequence[Build]) -> Follower | None:
-        """The follower of a build, None when it is not there any more. `beside`: builds that answer without it.
+    async def _opened(self, build: Build, *, beside_live: bool) -> Follower | None:
+        """The follower of a build, None when it is not there any more.
+
+        `beside_live`: queries of this version have another one meanwhile.
 
         One that can't be opened now is opened by a later step; a rebuild may replace it meanwhile.
         """
-        follower = self._follower(build, refuse_unknown=bool(beside))
+        follower = self._follower(build, refuse_unknown=beside_live)
         try:
             await follower.opened()
         except BuildMissing as problem:
             _log.warning("%s; it is built again", problem)
+            await self._builds.demote(build.name)  # so that an older generation does not answer in its place
             await self._builds.remove(build.name)
             return None
         except Unavailable as problem:
@@ -114,7 +115,8 @@ class OwnedBuilds:
                 telemetry=parts.telemetry,
                 clock=parts.clock,
                 attempts=parts.settings.attempts,
-                # Beside a build that answers an incomplete one is of no use; the first one must come up all the same.
+                # Beside a live build an incomplete one is of no use. Without one, queries of this version have nothing
+                # else, and one stream that waits must not keep all the others from them.
                 refuse_unknown=refuse_unknown,
             )
 
@@ -133,9 +135,8 @@ class OwnedBuilds:
         )
 
     async def _create(self) -> BuildName:
-        builds = await self._builds.builds(self._projection.name)
         build = await self._builds.create(self._projection, self._subscription.definition)
-        self.candidate = await self._opened(build, beside=[b for b in builds if b.promoted_at is not None])
+        self.candidate = await self._opened(build, beside_live=self.live is not None)
         self.problem = None
         _log.info("builds %s", build.name)
         return build.name
@@ -195,15 +196,17 @@ class OwnedBuilds:
         return True
 
     async def _streams_behind(self, candidate: Follower) -> int:
-        """How many streams the build that answers now has applied further than the candidate, which parked them."""
-        builds = await self._builds.builds(self._projection.name)
-        answering = next((build.name for build in builds if build.state is BuildState.LIVE), None)
-        if answering is None:
+        """How many streams the live build has applied further than the candidate, which parked them."""
+        if self.live is None:
             return 0
         parked = [one async for one in candidate.parked()]
         if not parked:
             return 0
-        progress = await self._builds.progress(answering, [one.stream for one in parked])
+        try:
+            progress = await self._builds.progress(self.live.build.name, [one.stream for one in parked])
+        except Unavailable as problem:
+            _log.warning("%s can't be compared with: %s", self.live.build.name, problem)
+            return 0  # what can't be read does not answer queries either
         return sum(progress[one.stream].sequence_number >= one.sequence_number for one in parked)
 
     async def see_to_requests(self) -> bool:

@@ -269,7 +269,7 @@ class BuildCatalog(Protocol):
         ...
 
     async def demote(self, name: BuildName) -> None:
-        """Makes a retired build a building one again: queries of its version wait until it has caught up."""
+        """Makes a build a building one again: no build of its version answers queries until it has caught up."""
         ...
 
     async def note(self, name: BuildName, problem: str | None) -> None:

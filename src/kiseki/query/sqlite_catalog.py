@@ -87,6 +87,9 @@ _DEMOTE: Final = """
     UPDATE builds SET state = 'building', promoted_at = NULL, retired_at = NULL
     WHERE projection = ? AND version = ? AND generation = ?
 """
+_FORGET_SERVED: Final = """
+    UPDATE builds SET promoted_at = NULL WHERE projection = ? AND version = ? AND generation < ? AND state = 'retired'
+"""
 _NOTE: Final = "UPDATE builds SET problem = ? WHERE projection = ? AND version = ? AND generation = ?"
 _REMOVE: Final = "DELETE FROM builds WHERE projection = ? AND version = ? AND generation = ?"
 
@@ -153,6 +156,7 @@ class SqliteCatalog:
     def demote(self, name: BuildName) -> None:
         """As BuildCatalog."""
         with self._writing() as connection:
+            connection.execute(_FORGET_SERVED, name)
             connection.execute(_DEMOTE, name)
 
     def note(self, name: BuildName, problem: str | None) -> None:

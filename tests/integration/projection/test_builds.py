@@ -148,6 +148,8 @@ async def test_going_back_to_an_old_version_answers_when_it_has_caught_up(place:
     old, new = Totals(), Totals(version=2)
     await place.world.facts.happen(A, Counted(1))
     await place.updater(old).run_until_caught_up()
+    await request_rebuild(place.models.builds, old.projection)
+    await place.updater(old).run_until_caught_up()
     await place.updater(new).run_until_caught_up()
     for amount in range(100, 130):
         await place.world.facts.happen(A, Counted(amount))
@@ -156,15 +158,43 @@ async def test_going_back_to_an_old_version_answers_when_it_has_caught_up(place:
     counts = set()
     async with running(updater), asyncio.timeout(20):
         await until(lambda: updater.status()[0].generation is not None)
-        while await place.live() != BuildName("totals", 1, 1):
+        while await place.live() != BuildName("totals", 1, 2):
             counts.add(await place.count(old) if await _answers(place, old) else None)
         counts.add(await place.count(old))
     # One event is what it had when it was left: nobody may see that.
     assert counts - {None} == {31}
     assert {build.name for build in await place.models.builds.builds()} == {
         BuildName("totals", 1, 1),
+        BuildName("totals", 1, 2),
         BuildName("totals", 2, 1),
     }
+
+
+async def test_going_back_parks_what_only_the_newer_release_knows(place: Place) -> None:
+    old, new = Totals(events=Named), Totals(version=2, events=Counted | Named)
+    earlier_world = World(place.world.clock, place.world.protector, (earlier_counter,))
+    new_world, place.world = place.world, earlier_world
+    await new_world.facts.happen(B, Named("花子"))
+    await place.updater(old).run_until_caught_up()
+    place.world = new_world
+    await new_world.facts.happen(A, Counted(1))
+    await place.updater(new).run_until_caught_up()
+    place.world = earlier_world
+    (reached,) = await place.updater(old).run_until_caught_up()
+    assert (reached.role, reached.problem) == ("live", None)
+    assert [row[0] for row in await place.rows(old, old.totals)] == ["b"]
+    status = {one.name.version: one for one in await place.status()}
+    assert status[1].parked[0].code == "UNKNOWN_EVENT"
+
+
+async def test_a_new_version_comes_up_although_one_stream_waits(place: Place) -> None:
+    old, new = Totals(unlucky=()), Totals(version=2)
+    await place.world.facts.happen(A, Counted(1), Counted(UNLUCKY))
+    await place.world.facts.happen(B, Counted(2))
+    await place.updater(old).run_until_caught_up()
+    (reached,) = await place.updater(new).run_until_caught_up()
+    assert (reached.role, reached.problem) == ("live", None)
+    assert await place.rows(new, new.steps) == [("a", 1, 1), ("b", 1, 2)]
 
 
 async def test_a_rebuild_refuses_what_the_application_does_not_know(place: Place) -> None:
@@ -190,19 +220,52 @@ async def test_a_rebuild_refuses_what_the_application_does_not_know(place: Place
     assert await place.rows(now, now.steps) == [("a", 2, 1)]
 
 
-async def test_a_build_does_not_take_over_while_a_stream_would_go_back(place: Place) -> None:
-    good, worse, mended = Totals(unlucky=()), Totals(version=2), Totals(version=2, unlucky=())
+async def test_a_rebuild_does_not_take_over_while_a_stream_would_go_back(place: Place) -> None:
+    good, worse = Totals(unlucky=()), Totals()
     await place.world.facts.happen(A, Counted(1), Counted(UNLUCKY), Counted(2))
     await place.updater(good).run_until_caught_up()
-    (reached,) = await place.updater(worse).run_until_caught_up()
-    assert reached.role == "building"
-    assert reached.problem is not None
-    assert "1 of its parked streams would go back in time" in reached.problem
+    await request_rebuild(place.models.builds, worse.projection)
+    reached = await place.updater(worse).run_until_caught_up()
+    (building,) = [build for build in reached if build.role == "building"]
+    assert building.problem is not None
+    assert "1 of its parked streams would go back in time" in building.problem
     assert await place.live() == BuildName("totals", 1, 1)
-    await request_retry(place.models.builds, mended.projection)
-    (reached,) = await place.updater(mended).run_until_caught_up()
-    assert (reached.role, reached.problem) == ("live", None)
-    assert await place.live() == BuildName("totals", 2, 1)
+    await request_retry(place.models.builds, good.projection)
+    (live,) = await place.updater(good).run_until_caught_up()
+    assert (live.role, live.generation, live.problem) == ("live", 2, None)
+    assert await place.count(good) == 3
+
+
+async def test_a_damaged_live_build_does_not_hold_up_a_rebuild_with_parked_streams(place: Place) -> None:
+    totals = Totals()
+    await place.world.facts.happen(A, Counted(1), Counted(UNLUCKY))
+    await place.updater(totals).run_until_caught_up()
+    (place.directory / "totals.v1.1.sqlite").write_bytes(b"damage" * 2_000)
+    await request_rebuild(place.models.builds, totals.projection)
+    updater = place.updater(totals)
+    async with running(updater), asyncio.timeout(20):
+        await until(lambda: _is_live(place, 2))
+
+
+async def test_after_a_lost_build_no_older_generation_answers(place: Place) -> None:
+    totals = Totals()
+    await place.world.facts.happen(A, Counted(1))
+    await place.updater(totals).run_until_caught_up()
+    await request_rebuild(place.models.builds, totals.projection)
+    await place.updater(totals).run_until_caught_up()
+    for amount in range(100, 130):
+        await place.world.facts.happen(A, Counted(amount))
+    await place.updater(totals).run_until_caught_up()
+    for path in place.directory.glob("totals.v1.2.sqlite*"):
+        path.unlink()
+    updater = place.updater(totals, page_commits=1)
+    counts = set()
+    async with running(updater), asyncio.timeout(20):
+        await until(lambda: updater.status()[0].generation == 3)
+        while await place.live() != BuildName("totals", 1, 3):
+            counts.add(await place.count(totals) if await _answers(place, totals) else None)
+    assert counts == {None}
+    assert await place.count(totals) == 31
 
 
 async def test_a_stream_that_is_parked_in_both_does_not_hold_up_a_rebuild(place: Place) -> None:
