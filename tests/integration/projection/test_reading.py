@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from sqlalchemy import Integer, case, func, literal, select
@@ -16,6 +17,7 @@ from kiseki.query.consistency import ConsistencyToken
 from kiseki.query.database import QueryFailed, QueryTooSlow, ReadModelBuilding
 from kiseki.query.queries import Queries
 from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.sqlite_reader import SqliteReader
 from kiseki.query.waiting import ConsistencyWaiter, Stale, StreamParked
 from tests.integration.projection.parts import Place, running
 from tests.unit.projection.parts import DECIDERS, UNLUCKY, Counted, Totals
@@ -164,6 +166,46 @@ async def test_a_handler_may_ask_several_things_at_once(place: Place) -> None:
     async with place.models.database.open([totals.projection]) as read:
         statement = select(totals.totals.c.total)
         assert await asyncio.gather(*(read.first(statement) for _ in range(20))) == [(1,)] * 20
+
+
+async def test_one_connection_does_one_thing_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a statement was given up and is not back yet."""
+    totals = Totals()
+    await place.updater(totals).run_until_caught_up()
+    await place.models.close()
+    place.models = await SqliteReadModels.open(place.directory, clock=SystemClock(), readers=3, statement_timeout=0.01)
+    busy: set[SqliteReader] = set()
+    overlaps = []
+
+    def slow(reader: SqliteReader, statement: object) -> None:
+        if reader in busy:
+            overlaps.append(statement)
+        busy.add(reader)
+        time.sleep(0.05)
+        busy.discard(reader)
+
+    monkeypatch.setattr(SqliteReader, "first", slow)
+    async with asyncio.timeout(20), place.models.database.open([totals.projection]) as read:
+        for _ in range(2):
+            with pytest.raises(QueryTooSlow):
+                await read.first(select(totals.totals))
+        await asyncio.gather(*(read.first(select(totals.totals)) for _ in range(3)), return_exceptions=True)
+    assert overlaps == []
+
+
+async def test_a_statement_that_comes_after_the_end_takes_no_connection(few: Place) -> None:
+    totals = Totals()
+    await few.updater(totals).run_until_caught_up()
+    statement = select(totals.totals)
+    async with asyncio.timeout(20):
+        async with few.models.database.open([totals.projection]) as holding:
+            await holding.all(statement)
+            async with few.models.database.open([totals.projection]) as read:
+                late = asyncio.create_task(read.all(statement))
+                await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="has ended"):
+            await late
+        assert await few.count(totals) == 0
 
 
 async def test_a_read_model_ends_with_its_query(place: Place) -> None:

@@ -194,6 +194,16 @@ async def test_a_parked_stream_is_told_at_once(
         assert parked.value.code == "PARKED"
 
 
+async def test_what_comes_before_the_parked_event_is_waited_for(guards: Guards, waiter: ConsistencyWaiter) -> None:
+    guards.parked[A] = 5
+    waiting = asyncio.create_task(waiter.wait([totals], token((A, 4)), subject="s"))
+    await settle()
+    assert not waiting.done()
+    guards.numbers["totals", A] = 4
+    waiter.notify("totals")
+    await waiting
+
+
 async def test_a_stream_that_is_parked_meanwhile_is_told(guards: Guards, waiter: ConsistencyWaiter) -> None:
     waiting = asyncio.create_task(waiter.wait([totals], token((A, 3), (B, 1)), subject="s"))
     await settle()
