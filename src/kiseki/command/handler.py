@@ -195,10 +195,6 @@ class CommandHandler:
         decider, entry, stream = work.decider, work.entry, work.stream
         command_id = self._ids.new_id()
         for attempt in range(self._attempts):
-            if attempt > _IMMEDIATE_ATTEMPTS:
-                # Processes that all try again at once keep overtaking each other; at different times they take turns.
-                await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.05)))  # noqa: S311  # not a secret
-                await self._loader.refresh(decider.aggregate_type, stream, entry)
             if entry.sequence_number < 0:
                 await self._loader.refresh(decider.aggregate_type, stream, entry)
             else:
@@ -219,6 +215,10 @@ class CommandHandler:
                 subjects = await self._append(work, events, claims, metadata)
             except Conflict:
                 self._telemetry.conflict(decider.aggregate_type)
+                if _IMMEDIATE_ATTEMPTS <= attempt < self._attempts - 1:
+                    # Processes that try again at once keep overtaking each other; at different times they take turns.
+                    pause = random.uniform(0, min(0.001 * 2 ** (attempt + 1), 0.05))  # noqa: S311  # not a secret
+                    await asyncio.sleep(pause)
                 await self._loader.refresh(decider.aggregate_type, stream, entry)
                 continue
             except KisekiError as problem:

@@ -99,7 +99,7 @@ class EventCodec:
 
         Raises UnknownEvent, Unreadable, SubjectKeyMissing, Unavailable.
         """
-        subjects = {subject_of(event) for event in recorded if _SEALED_BYTES in bytes(event.data)}
+        subjects = self.subjects(recorded)
         ciphers = await self._protector.ciphers(subjects) if subjects else None
         return [self._decode_one(event, ciphers) for event in recorded]
 
@@ -122,15 +122,6 @@ class EventCodec:
     def subjects_of_encoded(self, stream: str, events: Iterable[EncodedEvent]) -> frozenset[str]:
         """The subjects whose personal data these events of a stream hold."""
         return frozenset(event.subject or stream for event in events if _SEALED_BYTES in bytes(event.data))
-
-    def erased_subjects(self, events: Iterable[Recorded]) -> list[str]:
-        """The subjects that these events say are erased."""
-        return [
-            subject_of(event)
-            for event in events
-            if self.schema.knows(event.type, event.version)
-            and self.schema.find(event.type, event.version).type.erases_subject
-        ]
 
 
 def _dump(shape: EventShape, event: Event) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, dataclass_transform
 
 from kiseki.kernel.errors import DefinitionError
 
@@ -49,8 +49,5 @@ def record_fields(cls: type[Record]) -> Iterator[RecordField]:
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # subclasses of Record are dataclasses
         if not field.compare:
             continue
-        annotation = hints[field.name]
-        if typing.get_origin(annotation) is ClassVar:
-            continue
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        yield RecordField(field.name, annotation, optional)
+        yield RecordField(field.name, hints[field.name], optional)
