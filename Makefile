@@ -4,6 +4,7 @@
 
 VENV := .venv
 DEV_VENV := .venv-dev
+EMULATORS := .venv-emulators
 BIN := $(DEV_VENV)/bin
 
 .PHONY: run test check pytest soak bench lock format clean
@@ -19,10 +20,10 @@ check: $(DEV_VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-pytest: $(DEV_VENV)/.ready
+pytest: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak" $(ARGS)
 
-soak: $(DEV_VENV)/.ready
+soak: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
 bench: $(DEV_VENV)/.ready
@@ -36,16 +37,23 @@ $(DEV_VENV)/.ready: requirements-dev.lock tools/make-venv.sh pyproject.toml
 	@tools/make-venv.sh $(DEV_VENV) requirements-dev.lock
 	@touch $@
 
+# An emulator of AWS for tests; its requirements would not fit with ours.
+$(EMULATORS)/.ready: requirements-emulators.lock tools/make-venv.sh
+	@tools/make-venv.sh --alone $(EMULATORS) requirements-emulators.lock
+	@touch $@
+
 # Pins what pyproject.toml asks for, with hashes; names no index.
 lock: $(DEV_VENV)/.ready
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --group build -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --group build --group dev -o requirements-dev.lock
+		--no-annotate --group build --group dev --all-extras -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--group emulators -o requirements-emulators.lock
 
 format: $(DEV_VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEV_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(DEV_VENV) $(EMULATORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

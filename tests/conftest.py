@@ -1,11 +1,15 @@
-"""Rules for the whole test suite: a skip is allowed only with a reason that `tests/skips.txt` lists."""
+"""For the whole test suite: real servers, and the rule that a skip needs a reason that `tests/skips.txt` lists."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.servers.emulator import AwsEmulator, NoEmulator
+from tests.servers.postgres import NoPostgres, PostgresServer
 
 _ALLOWED = Path(__file__).with_name("skips.txt")
 
@@ -45,3 +49,41 @@ class _Skips:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Skips(), "kiseki-skips")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL of this test process's own."""
+    try:
+        server = PostgresServer()
+        server.__enter__()
+    except NoPostgres as problem:
+        pytest.skip(f"PostgreSQL tests need a server: {problem}")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of an empty database of this test's own."""
+    return postgres_server.create_database()
+
+
+@pytest.fixture(scope="session")
+def aws_endpoint() -> Iterator[str]:
+    """The endpoint of an AWS emulator, shared by all tests of this process: take names of your own."""
+    named = os.environ.get("KISEKI_TEST_DYNAMODB_ENDPOINT")
+    if named:
+        yield named
+        return
+    try:
+        emulator = AwsEmulator()
+        emulator.__enter__()
+    except NoEmulator as problem:
+        pytest.skip(f"AWS tests need the emulator: {problem}")
+    try:
+        yield emulator.endpoint
+    finally:
+        emulator.stop()

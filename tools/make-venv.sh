@@ -1,7 +1,13 @@
 #!/bin/sh
 # Makes a virtual environment from a hashed lock file; called by the Makefile.
-# usage: make-venv.sh DIRECTORY LOCK
+# usage: make-venv.sh [--alone] DIRECTORY LOCK
+# --alone: without kiseki itself, for tools whose requirements would not fit with its own.
 set -eu
+alone=
+if [ "$1" = --alone ]; then
+    alone=yes
+    shift
+fi
 venv=$1
 lock=$2
 
@@ -40,5 +46,6 @@ fi
 echo "kiseki: installing what $lock names into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" ||
     fail "could not install the dependencies; is the package index reachable?"
+[ -z "$alone" ] || exit 0
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . ||
     fail "could not install kiseki itself into $venv"

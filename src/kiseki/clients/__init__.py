@@ -1,0 +1,1 @@
+"""Clients of stores that several rooms use: connections to PostgreSQL, signed calls to DynamoDB."""
