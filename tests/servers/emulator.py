@@ -83,7 +83,7 @@ class AwsEmulator:
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
-                preexec_fn=die_with_parent(signal.SIGTERM),
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509  # it allocates nothing
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_SECONDS

