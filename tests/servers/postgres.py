@@ -192,7 +192,7 @@ class PostgresServer:
 
     def run(self, program: str, *arguments: str) -> str:
         """Output of one of PostgreSQL's programs, run as the server's account."""
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [self.bin / program, *arguments],
             cwd="/",
             text=True,
