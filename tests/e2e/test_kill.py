@@ -20,7 +20,8 @@ from kiseki.journal.port import START
 from kiseki.journal.verify import verify
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.telemetry import NoTelemetry
-from kiseki.service.stores import DataDirectory, Stores
+from kiseki.service.settings import Settings
+from kiseki.service.stores import Stores
 from kiseki.users.user_account import PersonName, UserAccountCreated, UserAccountRenamed
 from tests.e2e.both_contexts import app
 from tests.e2e.client import Client, ConnectionLost
@@ -122,7 +123,7 @@ async def facts_in(directory: Path) -> Facts:
     """Everything in the journal, read without the service."""
     facts = Facts()
     async with AsyncExitStack() as stack:
-        stores = await Stores.open(DataDirectory(directory), clock=SystemClock(), telemetry=NoTelemetry())
+        stores = await Stores.open(Settings(data_dir=directory), clock=SystemClock(), telemetry=NoTelemetry())
         stack.push_async_callback(stores.close)
         report = await verify(stores.journal, lambda _: None)
         assert report.sound, report

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,12 @@ from kiseki.kernel.codec import SEALED_MARK
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.streams import STREAM
 from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.service.settings import Settings
 from kiseki.service.settings_sources import load_settings
-from kiseki.service.stores import DataDirectory
+from kiseki.service.store_urls import StoreKind, store_urls
+from kiseki.service.stores import open_journal
 
-__all__ = ["show", "verify"]
+__all__ = ["journal_name", "settings_of", "show", "verify"]
 
 PERSONAL = "<personal>"
 
@@ -37,12 +37,12 @@ class StreamNotFound(KisekiError):
 
 
 def show(stream: str, *, config: Path | None, data_dir: Path | None, json: bool) -> None:
-    """Prints the events of a stream. Raises StreamNotFound, DataDirectoryUnusable, CorruptJournal."""
-    directory = data_directory(config, data_dir)
-    events = asyncio.run(_events(directory, stream))
+    """Prints the events of a stream. Raises StreamNotFound, DataDirectoryUnusable, Unavailable, CorruptJournal."""
+    settings = settings_of(config, data_dir)
+    events = asyncio.run(_events(settings, stream))
     if not events:
         raise StreamNotFound(
-            f"the journal in {directory.path} has no stream {stream}; a name is <AggregateType>-<id>, "
+            f"{journal_name(settings)} has no stream {stream}; a name is <AggregateType>-<id>, "
             "such as UserAccount-01J00000000000000000000000"
         )
     if json:
@@ -63,51 +63,46 @@ def show(stream: str, *, config: Path | None, data_dir: Path | None, json: bool)
 
 def verify(*, config: Path | None, data_dir: Path | None) -> int:
     """Walks the journal with a progress bar and prints what it found; 1 when something is wrong."""
-    directory = data_directory(config, data_dir)
-    report, damage = asyncio.run(_verify(directory))
+    settings = settings_of(config, data_dir)
+    report, damage = asyncio.run(_verify(settings))
     for problem in (*damage, *report.problems):
         print(f"problem: {problem}", file=sys.stderr)
     if report.problems_found > len(report.problems):
         print(f"problem: {report.problems_found - len(report.problems)} more like these", file=sys.stderr)
     what = f"{report.commits:,} commits, {report.events:,} events, {report.streams:,} streams"
     if report.sound and not damage:
-        print(f"{directory.journal} is sound: {what}")
+        print(f"{journal_name(settings)} is sound: {what}")
         return 0
     how_far = "" if report.complete else "; the walk ended early, at damage it can't get past"
-    print(f"{directory.journal} is damaged: {what}{how_far}; stop writing, keep a copy, restore a backup")
+    print(f"{journal_name(settings)} is damaged: {what}{how_far}; stop writing, keep a copy, restore a backup")
     return 1
 
 
-def data_directory(config: Path | None, data_dir: Path | None) -> DataDirectory:
-    """The data directory that the settings name. Raises SettingsError, DataDirectoryUnusable when it has no journal."""
-    settings = load_settings(options={"data_dir": data_dir}, environ=os.environ, directory=Path.cwd(), config=config)
-    directory = DataDirectory(settings.data_dir)
-    directory.require_journal()
-    return directory
+def settings_of(config: Path | None, data_dir: Path | None) -> Settings:
+    """The settings of a command that looks into stores. Raises SettingsError."""
+    return load_settings(options={"data_dir": data_dir}, environ=os.environ, directory=Path.cwd(), config=config)
 
 
-@asynccontextmanager
-async def _open(directory: DataDirectory) -> AsyncIterator[SqliteJournal]:
-    journal = await SqliteJournal.open(directory.journal, clock=SystemClock(), telemetry=NoTelemetry())
-    try:
-        yield journal
-    finally:
-        await journal.close()
+def journal_name(settings: Settings) -> str:
+    """What to call the journal in a sentence; never its URL, which may hold a password."""
+    kind = store_urls(settings).journal.kind
+    return f"the journal in {settings.data_dir.absolute()}" if kind is StoreKind.SQLITE else f"the journal on {kind}"
 
 
-async def _events(directory: DataDirectory, stream: str) -> list[RecordedEvent]:
+async def _events(settings: Settings, stream: str) -> list[RecordedEvent]:
     if not STREAM.fullmatch(stream):
         return []
-    async with _open(directory) as journal:
+    async with open_journal(settings, clock=SystemClock(), telemetry=NoTelemetry()) as journal:
         return [event async for page in journal.read(stream) for event in page]
 
 
-async def _verify(directory: DataDirectory) -> tuple[VerifyReport, tuple[str, ...]]:
-    async with _open(directory) as journal:
+async def _verify(settings: Settings) -> tuple[VerifyReport, tuple[str, ...]]:
+    async with open_journal(settings, clock=SystemClock(), telemetry=NoTelemetry()) as journal:
         total = (await journal.lag(START)).commits
         with progress_bar("verifying", total) as advance_to:
             report = await walk(journal, advance_to)
-        return report, await journal.integrity()
+        # Only an embedded store has a file of its own to look at.
+        return report, await journal.integrity() if isinstance(journal, SqliteJournal) else ()
 
 
 def _lines(data: Any) -> str:

@@ -140,6 +140,14 @@ def worker() -> None:
     work()
 
 
+@app.command()
+def migrate(config: Config = None, data_dir: DataDir = None) -> None:
+    """Make and upgrade the tables of all stores; run it once before a new release starts."""
+    from kiseki.cli.migrate import migrate as run_migrate
+
+    run_migrate(config=config, data_dir=data_dir)
+
+
 @journal.command("show")
 def journal_show(
     stream: Annotated[str, typer.Argument(help="Full name, such as UserAccount-01J…")],

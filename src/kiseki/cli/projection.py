@@ -6,7 +6,6 @@ When an updater runs, in whatever process, it is asked; when none does, the work
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from rich.table import Table
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock
 from kiseki.cli.applications import load_application
+from kiseki.cli.journal import settings_of
 from kiseki.cli.output import people_table, print_table, progress_bar
 from kiseki.journal.port import START
 from kiseki.kernel.errors import KisekiError
@@ -29,8 +29,7 @@ from kiseki.projection.runner import BuildOwned
 from kiseki.projection.status import ProjectionStatus, projection_status, request_rebuild, request_retry
 from kiseki.service.composition import make_updater
 from kiseki.service.settings import Settings
-from kiseki.service.settings_sources import load_settings
-from kiseki.service.stores import DataDirectory, Stores
+from kiseki.service.stores import Stores
 
 __all__ = ["rebuild", "retry", "status"]
 
@@ -55,13 +54,12 @@ class NoUpdaterAnswers(KisekiError):
 
 def status(*, config: Path | None, data_dir: Path | None, json: bool) -> None:
     """Prints how far each build is. Raises SettingsError, DataDirectoryUnusable, Unavailable."""
-    _, directory = _settings(config, data_dir)
-    found = asyncio.run(_with_stores(directory, _status))
+    found = asyncio.run(_with_stores(settings_of(config, data_dir), _status))
     if json:
         print(msgspec.json.encode([_plain(build) for build in found]).decode())
         return
     if not found:
-        print(f"there is no read model in {directory.read_models} yet; an updater makes them when it starts")
+        print("there is no read model yet; an updater makes them when it starts")
         return
     table = people_table("Projections", "build", "state", "behind", "parked", "problem")
     for build in found:
@@ -82,10 +80,10 @@ def retry(
     name: str | None, *, stream: str | None, application: str | None, config: Path | None, data_dir: Path | None
 ) -> int:
     """Retries parked streams; 1 when some stay parked."""
-    settings, directory = _settings(config, data_dir)
+    settings = settings_of(config, data_dir)
     loaded = load_application(application)
     projections = _named(loaded, name)
-    outcomes, left = asyncio.run(_with_stores(directory, partial(_retry, loaded, projections, stream, settings)))
+    outcomes, left = asyncio.run(_with_stores(settings, partial(_retry, loaded, projections, stream, settings)))
     for projection, outcome in zip(projections, outcomes, strict=True):
         print(f"{projection.name}: {outcome}")
     if left:
@@ -95,22 +93,15 @@ def retry(
 
 def rebuild(name: str, *, application: str | None, config: Path | None, data_dir: Path | None) -> int:
     """Builds a projection anew and waits until the new build is live; 1 when it does not become live."""
-    settings, directory = _settings(config, data_dir)
+    settings = settings_of(config, data_dir)
     loaded = load_application(application)
     (projection,) = _named(loaded, name)
-    problem = asyncio.run(_with_stores(directory, partial(_rebuild, loaded, projection, settings)))
+    problem = asyncio.run(_with_stores(settings, partial(_rebuild, loaded, projection, settings)))
     if problem is None:
         print(f"{name}: the new build is live")
         return 0
     print(f"kiseki: {name} was built anew but is not live: {problem}", file=sys.stderr)
     return 1
-
-
-def _settings(config: Path | None, data_dir: Path | None) -> tuple[Settings, DataDirectory]:
-    settings = load_settings(options={"data_dir": data_dir}, environ=os.environ, directory=Path.cwd(), config=config)
-    directory = DataDirectory(settings.data_dir)
-    directory.require_journal()
-    return settings, directory
 
 
 def _named(application: Application, name: str | None) -> Sequence[Projection]:
@@ -123,9 +114,8 @@ def _named(application: Application, name: str | None) -> Sequence[Projection]:
     return found
 
 
-async def _with_stores(directory: DataDirectory, work: Callable[[Stores], Awaitable[T]]) -> T:
-    await asyncio.to_thread(directory.prepare)
-    stores = await Stores.open(directory, clock=SystemClock(), telemetry=NoTelemetry())
+async def _with_stores(settings: Settings, work: Callable[[Stores], Awaitable[T]]) -> T:
+    stores = await Stores.open(settings, clock=SystemClock(), telemetry=NoTelemetry(), make=False)
     try:
         return await work(stores)
     finally:

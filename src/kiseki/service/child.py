@@ -56,7 +56,10 @@ class Child:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Starts the process and returns when it serves, or when shutdown was asked for. Raises ChildFailed."""
+        """Starts the process and returns when it serves or waits for a store, or when shutdown was asked for.
+
+        Raises ChildFailed.
+        """
         await self._spawn()
         stopping = asyncio.ensure_future(self._stop_requested())
         try:
@@ -119,9 +122,10 @@ class Child:
 
     async def _started(self) -> bool:
         try:
-            return (await ask(self.control, "/startup", within=1.0)).status == 200
+            reply = await ask(self.control, "/startup", within=1.0)
         except NoAnswer:
             return False
+        return reply.status == 200 or b'"waiting"' in reply.body
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -36,7 +36,7 @@ from kiseki.service.kinds import Parts
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.settings import Settings
-from kiseki.service.stores import DataDirectory, Stores
+from kiseki.service.stores import Stores
 
 __all__ = ["Components", "ServedApi", "compose", "make_updater"]
 
@@ -73,6 +73,7 @@ async def compose(
     parts: Parts,
     application: Application,
     settings: Settings,
+    stores: Stores,
     *,
     clock: Clock,
     ids: IdSource,
@@ -80,10 +81,7 @@ async def compose(
     health: Health,
     shutdown: CoordinatedShutdown,
 ) -> Components:
-    """Opens the stores and builds the parts. Raises KisekiError with one clear line when that can't be."""
-    directory = DataDirectory(settings.data_dir)
-    await asyncio.to_thread(directory.prepare)
-    stores = await Stores.open(directory, clock=clock, telemetry=metrics)
+    """Builds the parts on open stores, which are closed at shutdown. Raises KisekiError, one clear line."""
     shutdown.add(Phase.SYSTEM_TERMINATE, "stores", stores.close)
     health.add_remote("journal", stores.check_journal)
     health.add_remote("keys", stores.check_keys)

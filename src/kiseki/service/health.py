@@ -74,6 +74,8 @@ class Health:
         self._task: asyncio.Task[None] | None = None
         self.started = False
         """Set when the process serves."""
+        self.waiting: str | None = None
+        """What the start waits for, while it does."""
         self.draining = False
         """Set when shutdown begins."""
 
@@ -104,7 +106,7 @@ class Health:
         """Whether to send requests here, and if not, why."""
         checks: dict[str, CheckResult] = {}
         if not self.started:
-            checks["starting"] = CheckResult("failed", "the process is starting")
+            checks["starting"] = CheckResult("failed", self.waiting or "the process is starting")
         if self.draining:
             checks["draining"] = CheckResult("failed", "the process is shutting down")
         for name in self._local if local else (*self._local, *self._remote):

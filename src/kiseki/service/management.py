@@ -57,8 +57,10 @@ class _Pages:
         self._metrics = metrics
 
     async def startup(self, _exchange: Exchange) -> Answer:
-        started = self._health.started
-        return _json(200 if started else 503, {"status": "started" if started else "starting"})
+        if self._health.started:
+            return _json(200, {"status": "started"})
+        cause = self._health.waiting
+        return _json(503, {"status": "starting"} if cause is None else {"status": "waiting", "cause": cause})
 
     async def ready(self, exchange: Exchange) -> Answer:
         readiness = self._health.readiness(local=exchange.query == b"scope=local")

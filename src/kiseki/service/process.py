@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,7 +18,9 @@ from typing import Final
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.kernel.errors import KisekiError
+from kiseki.projection.backoff import Backoff
 from kiseki.service.composition import Components, ServedApi, compose
+from kiseki.service.doors import Door, Doors
 from kiseki.service.health import Health, disk_check
 from kiseki.service.http import api_app
 from kiseki.service.kinds import Listening, Parts
@@ -30,6 +33,7 @@ from kiseki.service.server import HttpServer, bind, bind_private
 from kiseki.service.serving import Serving
 from kiseki.service.settings import Settings
 from kiseki.service.shell import HttpLimits, HttpTelemetry, Uncounted
+from kiseki.service.stores import StoreNotReachable, Stores
 
 __all__ = ["bind_apis", "bind_management", "run_process", "start_management"]
 
@@ -40,6 +44,9 @@ _CHECK_TIMEOUT: Final = 3.0
 _HEAD_SLACK: Final = 65_536
 """The protocol stops reading this far above the limits, which the app refuses more exactly."""
 _STANDARD_INPUT: Final = 0
+_FIRST_RETRY: Final = 0.2
+_LONGEST_RETRY: Final = 5.0
+"""Seconds between two tries to reach stores at the start."""
 
 
 async def run_process(
@@ -82,11 +89,18 @@ async def run_process(
         # What a supervisor asks its own processes is no traffic of the service.
         telemetry=metrics if launch is None else Uncounted(),
     )
+    doors = _doors(settings, listeners, metrics)
     try:
+        stores = await _open_stores(settings, doors, metrics=metrics, health=health, shutdown=shutdown)
+        if stores is None:
+            await doors.close()
+            await management.close()
+            return True
         components = await compose(
             parts,
             application,
             settings,
+            stores,
             clock=SystemClock(),
             ids=UlidSource(),
             metrics=metrics,
@@ -94,12 +108,13 @@ async def run_process(
             shutdown=shutdown,
         )
         exposition.measure = components.measure
-        servers = await _start_apis(components, settings, listeners, metrics)
+        await _open_apis(components, settings, doors, metrics)
         await health.start()
         _refuse_what_ended(components)
-        _register(shutdown, settings, servers, health, management)
+        _register(shutdown, settings, doors, health, management)
     except BaseException:
         await shutdown.undo()
+        await doors.close()
         for listener in listeners.values():
             listener.close()
         await management.close()
@@ -108,7 +123,7 @@ async def run_process(
         metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
     _settle_garbage_collector()
     health.started = True
-    announce(Listening(ports={api: server.port for api, (server, _) in servers.items()}, management=management.port))
+    announce(Listening(ports={api: door.server.port for api, door in doors.items()}, management=management.port))
     failure = await _until_requested(shutdown, components)
     await shutdown.run()
     if failure is not None:
@@ -190,24 +205,56 @@ class _Exposition:
         return self._metrics.expose()
 
 
-async def _start_apis(
-    components: Components, settings: Settings, listeners: Mapping[str, socket.socket], metrics: Metrics
-) -> dict[str, tuple[HttpServer, Serving]]:
-    servers: dict[str, tuple[HttpServer, Serving]] = {}
+def _doors(settings: Settings, listeners: Mapping[str, socket.socket], metrics: Metrics) -> Doors:
+    return Doors(
+        {
+            api: Door(
+                api,
+                listener,
+                limits=_http_limits(settings),
+                connections=_connection_limits(settings),
+                keep_alive=settings.keep_alive,
+                ids=UlidSource(),
+                telemetry=metrics,
+            )
+            for api, listener in listeners.items()
+        }
+    )
+
+
+async def _open_stores(
+    settings: Settings, doors: Doors, *, metrics: Metrics, health: Health, shutdown: CoordinatedShutdown
+) -> Stores | None:
+    """The stores, once they can all be reached; None when the process is told to end before that.
+
+    While it waits, requests are refused and readiness names the cause. Raises KisekiError for what waiting can't mend.
+    """
+    backoff = Backoff(initial=_FIRST_RETRY, maximum=_LONGEST_RETRY, jitter=random.random)
+    while True:
+        try:
+            stores = await Stores.open(settings, clock=SystemClock(), telemetry=metrics)
+        except StoreNotReachable as problem:
+            if health.waiting != str(problem):
+                _log.warning("waits for a store: %s", problem)
+            health.waiting = str(problem)
+            await doors.open()
+        else:
+            health.waiting = None
+            return stores
+        asked = asyncio.ensure_future(shutdown.wait_requested())
+        try:
+            if (await asyncio.wait([asked], timeout=backoff.failed()))[0]:
+                return None
+        finally:
+            asked.cancel()
+
+
+async def _open_apis(components: Components, settings: Settings, doors: Doors, metrics: Metrics) -> None:
     for api in components.apis:
-        serving = Serving(time.monotonic)
-        server = HttpServer(
-            _api_app(api, components, settings, serving, metrics),
-            listeners[api.name],
-            serving=serving,
-            limits=_connection_limits(settings),
-            keep_alive=settings.keep_alive,
-        )
-        servers[api.name] = (server, serving)
-        metrics.add_gauges(_gauges(api.name, server, serving))
-    for server, _ in servers.values():
-        await server.start()
-    return servers
+        door = doors[api.name]
+        door.app = _api_app(api, components, settings, door.serving, metrics)
+        metrics.add_gauges(_gauges(api.name, door.server, door.serving))
+    await doors.open()
 
 
 def _gauges(api: str, server: HttpServer, serving: Serving) -> Callable[[], list[Sample]]:
@@ -236,22 +283,22 @@ def _api_app(
 def _register(
     shutdown: CoordinatedShutdown,
     settings: Settings,
-    servers: Mapping[str, tuple[HttpServer, Serving]],
+    doors: Doors,
     health: Health,
     management: HttpServer,
 ) -> None:
     async def drain() -> None:
         health.draining = True
-        for _, serving in servers.values():
-            serving.draining = True
+        for _, door in doors.items():
+            door.serving.draining = True
         # Without an API nobody has to notice anything.
-        await shutdown.drain(settings.drain_delay if servers else 0.0)
+        await shutdown.drain(settings.drain_delay if doors.items() else 0.0)
 
     shutdown.add(Phase.BEFORE_SERVICE_UNBIND, "drain", drain)
-    for api, (server, _) in servers.items():
-        shutdown.add(Phase.SERVICE_UNBIND, f"{api} port", server.unbind)
-        shutdown.add(Phase.SERVICE_REQUESTS_DONE, f"{api} requests", server.requests_done)
-        shutdown.add(Phase.SERVICE_STOP, f"{api} connections", server.stop)
+    for api, door in doors.items():
+        shutdown.add(Phase.SERVICE_UNBIND, f"{api} port", door.server.unbind)
+        shutdown.add(Phase.SERVICE_REQUESTS_DONE, f"{api} requests", door.server.requests_done)
+        shutdown.add(Phase.SERVICE_STOP, f"{api} connections", door.server.stop)
     shutdown.add(Phase.SYSTEM_TERMINATE, "health checks", health.stop)
     shutdown.add(Phase.SYSTEM_TERMINATE, "management port", management.close)
 

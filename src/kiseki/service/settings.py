@@ -45,6 +45,23 @@ class Settings(BaseSettings):
     profile: Profile = Field("development", description="`production` refuses to start on anything unsafe.")
     data_dir: Path = Field(Path("data"), description="Where embedded stores live; the only place that is written.")
 
+    # Stores, by URL (see `store_urls`). A URL may hold a password, so it is never shown.
+    journal: str = Field("sqlite:", repr=False, description="sqlite:, postgresql://… or dynamodb://prefix?region=….")
+    keys: str = Field("", repr=False, description="Keys of personal data; where the journal is, unless set.")
+    read_model: str = Field("", repr=False, description="sqlite: or postgresql://…; where the journal is, unless set.")
+    master_key: Path | None = Field(
+        None, description="File of the master key (32 bytes, mode 0600), the same for all; in `data_dir` unless set."
+    )
+    journal_writers: int = Field(2, ge=1, le=64, description="PostgreSQL connections that append.")
+    journal_readers: int = Field(4, ge=1, le=256, description="PostgreSQL connections that read the journal.")
+    key_connections: int = Field(2, ge=1, le=64, description="PostgreSQL connections to the key store.")
+    read_model_connections: int = Field(8, ge=1, le=256, description="PostgreSQL connections to read models.")
+    dynamodb_connections: int = Field(64, ge=1, le=1_000, description="Calls to DynamoDB at a time.")
+    stream_poll: float = Field(
+        0.25, gt=0, le=60, description="Between looks at a DynamoDB stream; 30 where a Lambda is the fast way."
+    )
+    sweep_interval: float = Field(60.0, gt=0, le=3_600, description="Between sweeps for what a stream lost (DynamoDB).")
+
     # Where it listens. Port 0 takes any free port and prints it.
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Loopback unless told otherwise.")
     command_port: int = Field(18080, ge=0, le=65535, description="Command API.")

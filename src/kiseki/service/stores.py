@@ -1,76 +1,39 @@
-"""The embedded stores of a data directory: journal, key store and master key, each where it always is.
+"""The stores of one process, opened by the URLs of its settings: any journal with any read model.
 
-Used by the composition root and by commands that look into a data directory.
-
-    <data_dir>/journal.db        facts, snapshots, claims (SQLite)
-    <data_dir>/keys/keys.db      wrapped keys of subjects; a backup of it must not be kept longer than 7 days
-    <data_dir>/keys/master.key   the local master key; belongs in no backup of the above
-    <data_dir>/read-models/      one database for each build of a projection; can always be built again
+Used by the composition root and by commands that look into stores.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Self
 
-from kiseki.journal.sqlite import SqliteJournal
-from kiseki.kernel.errors import KisekiError
+from kiseki.clients.errors import NotMigrated
+from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.projection import Projection
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.security.key_store import KeyStore
 from kiseki.security.master_key import LocalMasterKey
 from kiseki.security.protector import KeyProtector
-from kiseki.security.sqlite_key_store import SqliteKeyStore
+from kiseki.service.settings import Settings, SettingsError
+from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
+from kiseki.service.store_family import ReadModels, StoreFamily, StoreJournal
+from kiseki.service.store_urls import StoreKind, StoreUrl, store_urls
 
-__all__ = ["DataDirectory", "DataDirectoryUnusable", "Stores"]
-
-
-class DataDirectoryUnusable(KisekiError):
-    """The data directory can't be made, written or found. The message says what to do."""
-
-    code = "DATA_DIRECTORY"
+__all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal"]
 
 
-class DataDirectory:
-    """Where things are in a data directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
-        self.journal = self.path / "journal.db"
-        self.keys = self.path / "keys"
-        self.key_store = self.keys / "keys.db"
-        self.master_key = self.keys / "master.key"
-        self.read_models = self.path / "read-models"
-
-    def prepare(self) -> None:
-        """Makes the directories, for their owner only. Raises DataDirectoryUnusable."""
-        try:
-            for directory in (self.path, self.keys, self.read_models):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as problem:
-            raise DataDirectoryUnusable(
-                f"the data directory {self.path} can't be made: {problem.strerror}; change `data_dir`"
-            ) from problem
-        for directory in (self.path, self.keys, self.read_models):
-            if not os.access(directory, os.W_OK | os.X_OK):
-                raise DataDirectoryUnusable(
-                    f"the data directory {directory} can't be written; change its permissions or `data_dir`"
-                )
-
-    def require_journal(self) -> None:
-        """Raises DataDirectoryUnusable when there is no journal, for commands that only look at one."""
-        if not self.journal.is_file():
-            raise DataDirectoryUnusable(f"there is no journal in {self.path}; check --data-dir")
+class StoreNotReachable(Unavailable):
+    """A store on another machine can't be used now; it may be later."""
 
 
 class Stores:
     """The journal, the protector and the read models of one process, open."""
 
     def __init__(
-        self, journal: SqliteJournal, protector: KeyProtector, read_models: SqliteReadModels, key_store: SqliteKeyStore
+        self, journal: StoreJournal, protector: KeyProtector, read_models: ReadModels, key_store: KeyStore
     ) -> None:
         self.journal = journal
         self.protector = protector
@@ -78,19 +41,34 @@ class Stores:
         self._key_store = key_store
 
     @classmethod
-    async def open(cls, directory: DataDirectory, *, clock: Clock, telemetry: Telemetry) -> Self:
-        """Opens, and makes on first use, what a prepared directory holds.
+    async def open(cls, settings: Settings, *, clock: Clock, telemetry: Telemetry, make: bool = True) -> Self:
+        """Opens what the settings name. With `make` embedded stores are made on first use, and in the development
+        profile the tables of the others too; without it this only looks.
 
-        Raises JournalUnavailable, CorruptJournal, and what key store and master key refuse.
+        Raises StoreNotReachable for a store elsewhere that does not answer, NotMigrated for one that lacks tables,
+        SettingsError, DataDirectoryUnusable, and what an embedded store refuses.
         """
+        urls = store_urls(settings)
+        directory = DataDirectory(settings.data_dir)
+        if make and settings.development:
+            await migrate(settings)
+        if not make and _is_in(directory, urls.journal):
+            directory.require_journal()
+        await asyncio.to_thread(directory.prepare)
         async with AsyncExitStack() as opened:
-            journal = await SqliteJournal.open(directory.journal, clock=clock, telemetry=telemetry)
+            journal = await _journal(settings, urls.journal, clock=clock, telemetry=telemetry)
             opened.push_async_callback(journal.close)
-            key_store = await SqliteKeyStore.open(directory.key_store)
-            opened.push_async_callback(key_store.close)
-            master_key = await asyncio.to_thread(LocalMasterKey.load_or_create, directory.master_key)
-            protector = await KeyProtector.open(store=key_store, wrapper=master_key, clock=clock)
-            read_models = await SqliteReadModels.open(directory.read_models, clock=clock)
+            with _reached(urls.keys):
+                key_store = await _family(settings, urls.keys).keys(urls.keys)
+                opened.push_async_callback(key_store.close)
+                master_key = await asyncio.to_thread(
+                    LocalMasterKey.load_or_create, settings.master_key or directory.master_key
+                )
+                protector = await KeyProtector.open(store=key_store, wrapper=master_key, clock=clock)
+            with _reached(urls.read_model):
+                read_models = await _family(settings, urls.read_model).read_models(urls.read_model, clock=clock)
+                opened.push_async_callback(read_models.close)
+                await read_models.builds.builds()
             opened.pop_all()
             return cls(journal, protector, read_models, key_store)
 
@@ -112,3 +90,83 @@ class Stores:
             closing.push_async_callback(self._key_store.close)
             closing.push_async_callback(self.journal.close)
             closing.push_async_callback(self.read_models.close)
+
+
+@asynccontextmanager
+async def open_journal(
+    settings: Settings, *, clock: Clock, telemetry: Telemetry, make: bool = False
+) -> AsyncIterator[StoreJournal]:
+    """The journal alone, for commands that look into it. Without `make` it has to be there. Raises as Stores.open."""
+    url = store_urls(settings).journal
+    directory = DataDirectory(settings.data_dir)
+    if make:
+        await asyncio.to_thread(directory.prepare)
+    elif _is_in(directory, url):
+        directory.require_journal()
+    journal = await _journal(settings, url, clock=clock, telemetry=telemetry)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+async def migrate(settings: Settings) -> Sequence[str]:
+    """Makes and upgrades the tables of all stores that are not embedded; only ever adds. What was done, line by line.
+
+    Embedded stores are made, and brought up to date, by opening them.
+    Raises StoreNotReachable, SettingsError, and what a store refuses.
+    """
+    done: list[str] = []
+    for url in store_urls(settings):
+        with _reached(url):
+            done += await _family(settings, url).migrate(url)
+    return done
+
+
+async def _journal(settings: Settings, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> StoreJournal:
+    journal = await _family(settings, url).journal(url, clock=clock, telemetry=telemetry)
+    try:
+        with _reached(url):
+            await journal.head()
+    except BaseException:
+        await journal.close()
+        raise
+    return journal
+
+
+def _family(settings: Settings, url: StoreUrl) -> StoreFamily:
+    """The family of a store. Raises SettingsError when its libraries are not installed."""
+    try:
+        if url.kind is StoreKind.POSTGRESQL:
+            from kiseki.service.postgres_stores import PostgresStores
+
+            return PostgresStores(settings)
+        if url.kind is StoreKind.DYNAMODB:
+            from kiseki.service.dynamodb_stores import DynamoDbStores
+
+            return DynamoDbStores(settings)
+    except ModuleNotFoundError as problem:
+        if (problem.name or "").startswith("kiseki"):
+            raise
+        extra = "postgres" if url.kind is StoreKind.POSTGRESQL else "aws"
+        raise SettingsError(
+            f"{url.setting} is on {url.kind}, but {problem.name} is not installed; pip install 'kiseki[{extra}]'"
+        ) from problem
+    return SqliteStores(DataDirectory(settings.data_dir))
+
+
+def _is_in(directory: DataDirectory, url: StoreUrl) -> bool:
+    return url.kind is StoreKind.SQLITE and url.text.removeprefix("sqlite:") in ("", str(directory.journal))
+
+
+@contextmanager
+def _reached(url: StoreUrl) -> Iterator[None]:
+    """What a store elsewhere can't do now becomes StoreNotReachable; of embedded ones everything stays as it is."""
+    try:
+        yield
+    except (NotMigrated, StoreNotReachable):
+        raise
+    except Unavailable as problem:
+        if url.embedded:
+            raise
+        raise StoreNotReachable(f"{url.setting}: {problem}") from problem

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kiseki.service.stores import DataDirectory, DataDirectoryUnusable
+from kiseki.service.sqlite_stores import DataDirectory, DataDirectoryUnusable
 
 
 def test_it_is_made_for_its_owner_only(tmp_path: Path) -> None:

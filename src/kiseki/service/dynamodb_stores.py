@@ -1,0 +1,49 @@
+"""The stores on DynamoDB. Used by `stores`; needs the extra `kiseki[aws]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kiseki.clients.dynamodb import DynamoDbAddress
+from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.kernel.ports import Clock, Telemetry
+from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
+from kiseki.service.settings import Settings, SettingsError
+from kiseki.service.store_family import ReadModels
+from kiseki.service.store_urls import StoreUrl
+
+__all__ = ["DynamoDbStores"]
+
+
+class DynamoDbStores:
+    """The StoreFamily of DynamoDB, which holds no read models."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def migrate(self, url: StoreUrl) -> Sequence[str]:
+        """As StoreFamily."""
+        address = DynamoDbAddress.parse(url.text)
+        if url.setting == "journal":
+            return await DynamoDbJournal.migrate(address)
+        return await DynamoDbKeyStore.migrate(address)
+
+    async def journal(self, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> DynamoDbJournal:
+        """As StoreFamily."""
+        return await DynamoDbJournal.open(
+            DynamoDbAddress.parse(url.text),
+            clock=clock,
+            telemetry=telemetry,
+            connections=self._settings.dynamodb_connections,
+            poll=self._settings.stream_poll,
+        )
+
+    async def keys(self, url: StoreUrl) -> DynamoDbKeyStore:
+        """As StoreFamily."""
+        return await DynamoDbKeyStore.open(
+            DynamoDbAddress.parse(url.text), connections=self._settings.dynamodb_connections
+        )
+
+    async def read_models(self, url: StoreUrl, *, clock: Clock) -> ReadModels:
+        """As StoreFamily. Raises SettingsError: there are none."""
+        raise SettingsError(f"{url.setting} can't be on DynamoDB; set it to sqlite: or postgresql://user@host/database")
