@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `python -m benchmarks whole-path`."""
+"""The command line of the benchmarks: `python -m benchmarks whole-path`, and `journals`."""
 
 import argparse
 import signal
@@ -18,12 +18,15 @@ from benchmarks.whole_path import REFERENCES, TARGETS, Effort, measure
 
 WARM_UP_SECONDS = 1.0
 TABLE_WIDTH = 120
+JOURNALS_WIDTH = 170
 SMOKE = Effort(rounds=1, warm_up_seconds=0.2, seconds=1.0, connections=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; 0 only when every operation and every check has succeeded."""
     options = _parser().parse_args(arguments)
+    if options.benchmark == "journals":
+        return _journals(options)
     effort = SMOKE
     if not options.smoke:
         effort = Effort(
@@ -56,9 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _journals(options: argparse.Namespace) -> int:
+    # Here: it needs the libraries and servers of every store, which the whole path does not.
+    from benchmarks.journals import measure as measure_journals
+    from benchmarks.journals import print_journals
+
+    try:
+        found = measure_journals(options.seconds, options.rounds)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_journals(found, Console(width=JOURNALS_WIDTH))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
+    journals = benchmarks.add_parser("journals", help="durable appends of every store, next to its raw driver")
+    journals.add_argument("--rounds", type=_positive_int, default=3, help="of every store, in turn (%(default)s)")
+    journals.add_argument("--seconds", type=_positive, default=2.0, help="measured in a round (%(default)s)")
     whole_path = benchmarks.add_parser("whole-path", help="commands from HTTP to durable commit to read model")
     whole_path.add_argument("--rounds", type=_positive_int, default=5, help="of every server, in turn (%(default)s)")
     whole_path.add_argument("--seconds", type=_positive, default=5.0, help="measured in a round (%(default)s)")

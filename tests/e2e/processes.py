@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.e2e.client import Client, ConnectionLost
@@ -30,8 +31,16 @@ def free_ports(count: int) -> list[int]:
 class Service:
     """`kiseki serve` on a data directory; the same ports at every start."""
 
-    def __init__(self, data_dir: Path, *arguments: str, kind: str = "serve", cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str,
+        kind: str = "serve",
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
+        self.environment = dict(environment or {})
         self.command_port, self.query_port, self.management_port = free_ports(3)
         self.log = data_dir.with_name(data_dir.name + ".log")
         self._kind = kind
@@ -50,7 +59,7 @@ class Service:
                     *(part for name, port in ports.items() for part in (f"--{name}-port", str(port))),
                     *self._arguments,
                 ],
-                env=environment,
+                env={**environment, **self.environment},
                 cwd=self._cwd,
                 stdout=log,
                 stderr=log,

@@ -25,6 +25,7 @@ from kiseki.service.stores import Stores
 from kiseki.users.user_account import PersonName, UserAccountCreated, UserAccountRenamed
 from tests.e2e.both_contexts import app
 from tests.e2e.client import Client, ConnectionLost
+from tests.e2e.pairs import Pair, make_pair
 from tests.e2e.processes import Service
 
 KILLS = 50
@@ -35,6 +36,11 @@ RENAME = "mutation ($i: RenameUserAccountInput!) { renameUserAccount(input: $i) 
 RECEIVE = "mutation ($i: ReceiveStockInput!) { receiveStock(input: $i) { id } }"
 ACCOUNTS = "query ($after: String) { getUserAccounts(first: 500, after: $after) { id lastName } }"
 STOCK = "query ($sku: String!) { getStock(sku: $sku) { onHand } }"
+
+
+@pytest.fixture(params=["sqlite+sqlite", "postgresql+postgresql", "dynamodb+postgresql"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return make_pair(request.param, request)
 
 
 class Ledger:
@@ -119,11 +125,11 @@ class Caller:
         return body["data"]  # type: ignore[no-any-return]
 
 
-async def facts_in(directory: Path) -> Facts:
+async def facts_in(settings: Settings) -> Facts:
     """Everything in the journal, read without the service."""
     facts = Facts()
     async with AsyncExitStack() as stack:
-        stores = await Stores.open(Settings(data_dir=directory), clock=SystemClock(), telemetry=NoTelemetry())
+        stores = await Stores.open(settings, clock=SystemClock(), telemetry=NoTelemetry())
         stack.push_async_callback(stores.close)
         report = await verify(stores.journal, lambda _: None)
         assert report.sound, report
@@ -176,8 +182,9 @@ def compare(ledger: Ledger, facts: Facts) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_kills_lose_nothing_and_apply_nothing_twice(tmp_path: Path) -> None:
-    service = Service(tmp_path / "data", "--app", "tests.e2e.both_contexts:app")
+async def test_kills_lose_nothing_and_apply_nothing_twice(tmp_path: Path, pair: Pair) -> None:
+    settings, environment = pair.settings(tmp_path / "data"), pair.environment
+    service = Service(settings.data_dir, "--app", "tests.e2e.both_contexts:app", environment=environment)
     ledger = Ledger()
     stop = asyncio.Event()
     chooser = random.Random(20)
@@ -190,7 +197,7 @@ async def test_kills_lose_nothing_and_apply_nothing_twice(tmp_path: Path) -> Non
             service.kill()
         stop.set()
         await asyncio.gather(*callers)
-        facts = await facts_in(service.data_dir)
+        facts = await facts_in(settings)
         compare(ledger, facts)
         assert ledger.acknowledged > 1_000
         service.start()
@@ -199,7 +206,7 @@ async def test_kills_lose_nothing_and_apply_nothing_twice(tmp_path: Path) -> Non
             while await read_model(service) != facts.read_model:
                 await asyncio.sleep(0.05)
         assert service.terminate() == 0
-        print(f"{KILLS} kills, {ledger.acknowledged} acknowledged, 0 lost")
+        print(f"{pair.name}: {KILLS} kills, {ledger.acknowledged} acknowledged, 0 lost")
     finally:
         stop.set()
         service.kill()
