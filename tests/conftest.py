@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from tests.servers.emulator import AwsEmulator, NoEmulator
@@ -66,9 +70,25 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer) -> str:
-    """The URL of an empty database of this test's own."""
-    return postgres_server.create_database()
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database of this test's own; on the server that KISEKI_TEST_POSTGRES_URL names, if it does."""
+    named = os.environ.get("KISEKI_TEST_POSTGRES_URL")
+    if named:
+        return asyncio.run(_database_on(named))
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.create_database()
+
+
+async def _database_on(url: str) -> str:
+    name = f"kiseki_test_{secrets.token_hex(6)}"
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    finally:
+        await connection.close()
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
 @pytest.fixture(scope="session")
