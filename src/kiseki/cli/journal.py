@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from kiseki.kernel.streams import STREAM
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.service.settings import Settings
 from kiseki.service.settings_sources import load_settings
+from kiseki.service.store_family import StoreJournal
 from kiseki.service.store_urls import StoreKind, store_urls
 from kiseki.service.stores import open_journal
 
-__all__ = ["journal_name", "settings_of", "show", "verify"]
+__all__ = ["journal_name", "opened_journal", "settings_of", "show", "verify"]
 
 PERSONAL = "<personal>"
 
@@ -87,6 +90,13 @@ def journal_name(settings: Settings) -> str:
     """What to call the journal in a sentence; never its URL, which may hold a password."""
     kind = store_urls(settings).journal.kind
     return f"the journal in {settings.data_dir.absolute()}" if kind is StoreKind.SQLITE else f"the journal on {kind}"
+
+
+def opened_journal(
+    settings: Settings, *, make: bool = False
+) -> Callable[[], AbstractAsyncContextManager[StoreJournal]]:
+    """What opens the journal of the settings; with `make` an embedded one that is not there is made."""
+    return lambda: open_journal(settings, clock=SystemClock(), telemetry=NoTelemetry(), make=make)
 
 
 async def _events(settings: Settings, stream: str) -> list[RecordedEvent]:

@@ -169,6 +169,37 @@ def journal_verify(config: Config = None, data_dir: DataDir = None) -> int:
     return verify(config=config, data_dir=data_dir)
 
 
+@journal.command("export")
+def journal_export(
+    file: Annotated[
+        Path | None, typer.Argument(help="File to write; .gz compresses; standard output unless given.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Write the whole journal as lines of JSON. Personal data stays sealed. Stop the writers first."""
+    from kiseki.cli.journal import opened_journal, settings_of
+    from kiseki.cli.transfer import export
+
+    export(file, opened=opened_journal(settings_of(config, data_dir)), force=force, json=json)
+
+
+@journal.command("import")
+def journal_import(
+    file: Annotated[Path | None, typer.Argument(help="File to read; standard input unless given.")] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Fill an empty journal from an export, and compare; again after an interruption it goes on."""
+    from kiseki.cli.journal import opened_journal, settings_of
+    from kiseki.cli.transfer import import_
+
+    import_(file, opened=opened_journal(settings_of(config, data_dir), make=True), json=json)
+
+
 @projection.command("status")
 def projection_status(config: Config = None, data_dir: DataDir = None, json: Json = False) -> None:
     """Show how far read models are, measured against the journal, and what is parked."""

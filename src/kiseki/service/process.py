@@ -33,7 +33,7 @@ from kiseki.service.server import HttpServer, bind, bind_private
 from kiseki.service.serving import Serving
 from kiseki.service.settings import Settings
 from kiseki.service.shell import HttpLimits, HttpTelemetry, Uncounted
-from kiseki.service.stores import StoreNotReachable, Stores
+from kiseki.service.stores import StoreNotReachable, Stores, uses_data_directory
 
 __all__ = ["bind_apis", "bind_management", "run_process", "start_management"]
 
@@ -63,6 +63,7 @@ async def run_process(
     Raises KisekiError, one clear line, when it can't start or can't go on.
     """
     loop = asyncio.get_running_loop()
+    local = {"disk": disk_check(settings.data_dir, settings.disk_free)} if uses_data_directory(settings) else {}
     shutdown = CoordinatedShutdown(_timeouts(settings))
     if launch is None:
         shutdown.install_signal_handlers()
@@ -77,7 +78,7 @@ async def run_process(
         clock=loop.time,
         interval=settings.health_interval,
         timeout=_CHECK_TIMEOUT,
-        local={"disk": disk_check(settings.data_dir, settings.disk_free)},
+        local=local,
         remote={},
     )
     exposition = _Exposition(metrics)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from kiseki.journal.port import Journal, SnapshotStore
+from kiseki.journal.port import SnapshotStore
+from kiseki.journal.transfer import TransferableJournal
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.port import BuildCatalog
 from kiseki.query.database import ReadDatabase
@@ -19,8 +20,8 @@ from kiseki.service.store_urls import StoreUrl
 __all__ = ["ReadModels", "StoreFamily", "StoreJournal"]
 
 
-class StoreJournal(Journal, SnapshotStore, Protocol):
-    """A journal that keeps snapshots too."""
+class StoreJournal(TransferableJournal, SnapshotStore, Protocol):
+    """A journal that keeps snapshots too, and can be moved as a whole."""
 
 
 class ReadModels(Protocol):

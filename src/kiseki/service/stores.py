@@ -22,7 +22,7 @@ from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
 from kiseki.service.store_family import ReadModels, StoreFamily, StoreJournal
 from kiseki.service.store_urls import StoreKind, StoreUrl, store_urls
 
-__all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal"]
+__all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal", "uses_data_directory"]
 
 
 class StoreNotReachable(Unavailable):
@@ -54,7 +54,8 @@ class Stores:
             await migrate(settings)
         if not make and _is_in(directory, urls.journal):
             directory.require_journal()
-        await asyncio.to_thread(directory.prepare)
+        if uses_data_directory(settings):
+            await asyncio.to_thread(directory.prepare)
         async with AsyncExitStack() as opened:
             journal = await _journal(settings, urls.journal, clock=clock, telemetry=telemetry)
             opened.push_async_callback(journal.close)
@@ -92,6 +93,11 @@ class Stores:
             closing.push_async_callback(self.read_models.close)
 
 
+def uses_data_directory(settings: Settings) -> bool:
+    """Whether anything of a process is kept on this machine. Raises SettingsError."""
+    return settings.master_key is None or any(url.embedded for url in store_urls(settings))
+
+
 @asynccontextmanager
 async def open_journal(
     settings: Settings, *, clock: Clock, telemetry: Telemetry, make: bool = False
@@ -99,7 +105,7 @@ async def open_journal(
     """The journal alone, for commands that look into it. Without `make` it has to be there. Raises as Stores.open."""
     url = store_urls(settings).journal
     directory = DataDirectory(settings.data_dir)
-    if make:
+    if make and url.embedded:
         await asyncio.to_thread(directory.prepare)
     elif _is_in(directory, url):
         directory.require_journal()
