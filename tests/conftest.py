@@ -71,7 +71,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database of this test's own; on the server that KISEKI_TEST_POSTGRES_URL names, if it does."""
+    """The URL of an empty database of this test's own, on the server of KISEKI_TEST_POSTGRES_URL if there is one."""
     named = os.environ.get("KISEKI_TEST_POSTGRES_URL")
     if named:
         return asyncio.run(_database_on(named))

@@ -31,6 +31,7 @@ from kiseki.journal.port import (
     Snapshot,
     check_limits,
 )
+from kiseki.journal.transfer import HELD_PAGE, HeldClaim, claims_by_value, records_by_key
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock
 from kiseki.kernel.streams import STREAM
@@ -187,6 +188,34 @@ class MemoryJournal:
         """As the contract says."""
         self._refuse_when_closed()
         return self._unexpired(key)
+
+    async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        held = [HeldClaim(scope, digest, stream) for (scope, digest), stream in self._claims.items()]
+        for start in range(0, len(held), HELD_PAGE):
+            yield held[start : start + HELD_PAGE]
+
+    async def idempotency_records(self) -> AsyncIterator[Sequence[IdempotencyRecord]]:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        records = [record for key in self._keys if (record := self._unexpired(key)) is not None]
+        for start in range(0, len(records), HELD_PAGE):
+            yield records[start : start + HELD_PAGE]
+
+    async def restore_held(self, claims: Sequence[HeldClaim], records: Sequence[IdempotencyRecord]) -> None:
+        """As `TransferableJournal` says; all of them or none."""
+        self._refuse_when_closed()
+        holders, kept = claims_by_value(claims), records_by_key(records)
+        for value, stream in holders.items():
+            if self._claims.get(value, stream) != stream:
+                raise ClaimTaken(value[0])
+        for key, record in kept.items():
+            if self._unexpired(key) not in (None, record):
+                raise IdempotencyTaken("an idempotency record of the same key says something else")
+        now = self._clock.now()
+        self._claims = {**self._claims, **holders}
+        self._keys.update({key: record for key, record in kept.items() if record.expires_at > now})
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """As the contract says."""

@@ -36,15 +36,19 @@ from kiseki.journal.sqlite_append import AppendRequest, timestamp
 from kiseki.journal.sqlite_reader import (
     SqliteReaders,
     integrity_problems,
+    read_claims,
     read_feed,
     read_head,
     read_idempotency,
     read_lag,
+    read_records,
     read_snapshot,
     read_stream,
 )
 from kiseki.journal.sqlite_schema import JournalFile, open_file
+from kiseki.journal.sqlite_transfer import HeldParts
 from kiseki.journal.sqlite_writer import SqliteWriter
+from kiseki.journal.transfer import HELD_PAGE, HeldClaim
 from kiseki.journal.wakeup import WakeupListener, WakeupSender
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock, Telemetry
@@ -194,6 +198,35 @@ class SqliteJournal:
         """As the contract says."""
         self._refuse_when_closed()
         return await self._readers.run(partial(read_idempotency, key=key, now=self._clock.now()))
+
+    async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
+        """As `TransferableJournal` says."""
+        after = ("", "")  # no digest is empty
+        while True:
+            self._refuse_when_closed()
+            page = await self._readers.run(partial(read_claims, after=after, limit=HELD_PAGE))
+            if not page:
+                return
+            yield page
+            after = (page[-1].scope, page[-1].digest)
+
+    async def idempotency_records(self) -> AsyncIterator[Sequence[IdempotencyRecord]]:
+        """As `TransferableJournal` says."""
+        after = ""  # no key is empty
+        while True:
+            self._refuse_when_closed()
+            page = await self._readers.run(partial(read_records, after=after, limit=HELD_PAGE, now=self._clock.now()))
+            if not page:
+                return
+            yield page
+            after = page[-1].key
+
+    async def restore_held(self, claims: Sequence[HeldClaim], records: Sequence[IdempotencyRecord]) -> None:
+        """As `TransferableJournal` says; all of them or none."""
+        self._refuse_when_closed()
+        refusal = await self._writer.run(partial(HeldParts(claims, records).add, now=self._clock.now()))
+        if refusal is not None:
+            raise refusal
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """As the contract says. Hints between processes go through sockets in `<file>.wake/`."""

@@ -10,20 +10,15 @@ import asyncio
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from kiseki.journal.decisions import Decisions, conflict
 from kiseki.journal.format import FORMAT, decode_commit
-from kiseki.journal.port import (
-    ClaimChange,
-    ClaimTaken,
-    Commit,
-    Conflict,
-    IdempotencyRecord,
-    IdempotencyTaken,
-)
+from kiseki.journal.port import ClaimChange, Commit, IdempotencyRecord
 from kiseki.kernel.errors import KisekiError
 
 __all__ = ["AppendRequest", "GroupResult", "append_group", "timestamp"]
@@ -140,9 +135,9 @@ def append_group(connection: sqlite3.Connection, requests: Sequence[AppendReques
     places = _places(connection, requests)
     return GroupResult(
         [
-            _own(connection, request, checksum)
+            _own(connection, checksum, request)
             if commit_id == request.commit.metadata.commit_id
-            else _conflict(request.commit)
+            else conflict(request.commit)
             for request, (_, _, commit_id, checksum) in zip(requests, places, strict=True)
         ],
         landed,
@@ -150,105 +145,42 @@ def append_group(connection: sqlite3.Connection, requests: Sequence[AppendReques
 
 
 def _append_decided(connection: sqlite3.Connection, requests: Sequence[AppendRequest], now: datetime) -> GroupResult:
-    """With claims or keys among them: reads all that matters, decides one by one, writes all that landed."""
-    decided = _Decisions(connection, requests, now)
-    outcomes = [
-        decided.judge(request, place) for request, place in zip(requests, _places(connection, requests), strict=True)
-    ]
-    decided.write(now)
-    return GroupResult(outcomes, len(decided.accepted))
-
-
-class _Decisions:
-    """The group's own view of the journal: what was there when it began, and what its requests changed so far.
+    """With claims or keys among them: reads all that matters, decides one by one, writes all that landed.
 
     The write lock is held, so that what was read stays true until the group is written.
     """
-
-    def __init__(self, connection: sqlite3.Connection, requests: Sequence[AppendRequest], now: datetime) -> None:
-        self._connection = connection
-        self.accepted: list[AppendRequest] = []
-        self._landed: dict[tuple[str, int], Commit] = {}
-        self._last: dict[str, int] = {}
-        self._keys: set[str] = set()
-        self._claims: dict[tuple[str, str], str | None] = {}
-        keys = [request.idempotency.key for request in requests if request.idempotency]
-        if keys:
-            self._keys.update(_decode_keys(_one(connection, _HELD_KEYS, _json(keys), timestamp(now))))
-        claims = [(claim.scope, claim.digest) for request in requests for claim in request.claims]
-        if claims:
-            held = _decode_claims(_one(connection, _HELD_CLAIMS, _json(claims)))
-            self._claims.update({(scope, digest): stream for scope, digest, stream in held})
-        self._claims_before = dict(self._claims)
-
-    def judge(self, request: AppendRequest, place: tuple[int, int, str | None, str | None]) -> Commit | KisekiError:
-        """The outcome of one request, after those before it in the group."""
-        commit = request.commit
-        key = request.idempotency.key if request.idempotency else None
-        _, last, there, checksum = place
-        own = commit.metadata.commit_id
-        if there == own:
-            return _own(self._connection, request, checksum)
-        earlier = self._landed.get((commit.stream, commit.first_sequence_number))
-        if earlier is not None and earlier.metadata.commit_id == own:
-            return earlier
-        if key in self._keys:
-            return IdempotencyTaken("a commit with this idempotency key exists")
-        if self._last.get(commit.stream, last) != commit.first_sequence_number - 1:
-            return _conflict(commit)
-        changed = self._changed_claims(request)
-        if isinstance(changed, ClaimTaken):
-            return changed
-        self._claims.update(changed)
-        if key is not None:
-            self._keys.add(key)
-        self._last[commit.stream] = commit.last_sequence_number
-        self._landed[commit.stream, commit.first_sequence_number] = commit
-        self.accepted.append(request)
-        return commit
-
-    def _changed_claims(self, request: AppendRequest) -> dict[tuple[str, str], str | None] | ClaimTaken:
-        stream = request.commit.stream
-        changed: dict[tuple[str, str], str | None] = {}
-        for claim in request.claims:
-            value = (claim.scope, claim.digest)
-            holder = changed[value] if value in changed else self._claims.get(value)
-            if claim.take and holder not in (None, stream):
-                return ClaimTaken(claim.scope)
-            if claim.take:
-                changed[value] = stream
-            elif holder == stream:
-                changed[value] = None
-        return changed
-
-    def write(self, now: datetime) -> None:
-        """Writes what was accepted."""
-        if not self.accepted:
-            return
-        self._connection.execute(_INSERT, _parameters(self.accepted))
-        changed = [
-            (value, holder) for value, holder in self._claims.items() if self._claims_before.get(value) != holder
-        ]
-        taken = [(*value, holder) for value, holder in changed if holder is not None]
-        released = [value for value, holder in changed if holder is None]
-        if taken:
-            self._connection.execute(_TAKE_CLAIMS, (_json(taken),))
-        if released:
-            self._connection.execute(_RELEASE_CLAIMS, (_json(released),))
-        records = [request.idempotency for request in self.accepted if request.idempotency]
-        if records:
-            rows = [(r.key, r.command_hash, r.stream, r.sequence_number, timestamp(r.expires_at)) for r in records]
-            self._connection.execute(_KEEP_KEYS, (_json(rows),))
-            # Faster than records are added, so that a backlog shrinks; bounded, so that no group waits for long.
-            limit = max(_PURGE_AT_LEAST, 2 * len(records))
-            self._connection.execute(_PURGE_KEYS, (timestamp(now), limit))
+    keys = [request.idempotency.key for request in requests if request.idempotency]
+    claims = [(claim.scope, claim.digest) for request in requests for claim in request.claims]
+    held_keys = _decode_keys(_one(connection, _HELD_KEYS, _json(keys), timestamp(now))) if keys else []
+    held_claims = _decode_claims(_one(connection, _HELD_CLAIMS, _json(claims))) if claims else []
+    decisions = Decisions[AppendRequest](
+        keys=held_keys, claims={(scope, digest): stream for scope, digest, stream in held_claims}
+    )
+    outcomes = [
+        decisions.judge(request, last=last, there=there, own=partial(_own, connection, checksum))
+        for request, (_, last, there, checksum) in zip(requests, _places(connection, requests), strict=True)
+    ]
+    _write(connection, decisions, now)
+    return GroupResult(outcomes, len(decisions.accepted))
 
 
-def _conflict(commit: Commit) -> Conflict:
-    return Conflict(commit.stream, commit.first_sequence_number - 1)
+def _write(connection: sqlite3.Connection, decisions: Decisions[AppendRequest], now: datetime) -> None:
+    if not decisions.accepted:
+        return
+    connection.execute(_INSERT, _parameters(decisions.accepted))
+    if taken := decisions.taken():
+        connection.execute(_TAKE_CLAIMS, (_json(taken),))
+    if released := decisions.released():
+        connection.execute(_RELEASE_CLAIMS, (_json(released),))
+    if records := decisions.records():
+        rows = [(r.key, r.command_hash, r.stream, r.sequence_number, timestamp(r.expires_at)) for r in records]
+        connection.execute(_KEEP_KEYS, (_json(rows),))
+        # Faster than records are added, so that a backlog shrinks; bounded, so that no group waits for long.
+        limit = max(_PURGE_AT_LEAST, 2 * len(records))
+        connection.execute(_PURGE_KEYS, (timestamp(now), limit))
 
 
-def _own(connection: sqlite3.Connection, request: AppendRequest, checksum: str | None) -> Commit:
+def _own(connection: sqlite3.Connection, checksum: str | None, request: AppendRequest) -> Commit:
     """The caller's own commit, which is there from an earlier try (or from this one)."""
     commit = request.commit
     if checksum == request.checksum:

@@ -20,15 +20,18 @@ from kiseki.journal.port import Commit, CorruptJournal, IdempotencyRecord, Lag, 
 from kiseki.journal.sqlite_append import timestamp
 from kiseki.journal.sqlite_connection import connect, explain
 from kiseki.journal.sqlite_schema import JournalFile
+from kiseki.journal.transfer import HeldClaim
 
 __all__ = [
     "Page",
     "SqliteReaders",
     "integrity_problems",
+    "read_claims",
     "read_feed",
     "read_head",
     "read_idempotency",
     "read_lag",
+    "read_records",
     "read_snapshot",
     "read_stream",
 ]
@@ -71,6 +74,13 @@ _COUNT: Final = "SELECT COUNT(*) FROM (SELECT 1 FROM commits WHERE position > ?1
 _OLDEST: Final = "SELECT committed_at FROM commits WHERE position > ? ORDER BY position LIMIT 1"
 _IDEMPOTENCY: Final = """
     SELECT command_hash, stream, sequence_number, expires_at FROM idempotency WHERE key = ? AND expires_at > ?
+"""
+_CLAIMS: Final = """
+    SELECT scope, digest, stream FROM claims WHERE (scope, digest) > (?, ?) ORDER BY scope, digest LIMIT ?
+"""
+_RECORDS: Final = """
+    SELECT key, command_hash, stream, sequence_number, expires_at FROM idempotency
+    WHERE key > ? AND expires_at > ? ORDER BY key LIMIT ?
 """
 _SNAPSHOT: Final = """
     SELECT sequence_number, data, saved_at FROM snapshots WHERE stream = ? AND schema = ?
@@ -214,9 +224,24 @@ def read_idempotency(connection: sqlite3.Connection, *, key: str, now: datetime)
     row = connection.execute(_IDEMPOTENCY, (key, timestamp(now))).fetchone()
     if row is None:
         return None
-    command_hash, stream, sequence_number, expires_at = row
+    return _record((key.encode(), *row))
+
+
+def read_claims(connection: sqlite3.Connection, *, after: tuple[str, str], limit: int) -> list[HeldClaim]:
+    """The claims that follow a scope and digest, in their order."""
+    rows = connection.execute(_CLAIMS, (*after, limit)).fetchall()
+    return [HeldClaim(scope.decode(), digest.decode(), stream.decode()) for scope, digest, stream in rows]
+
+
+def read_records(connection: sqlite3.Connection, *, after: str, limit: int, now: datetime) -> list[IdempotencyRecord]:
+    """The unexpired idempotency records that follow a key, in their order."""
+    return [_record(row) for row in connection.execute(_RECORDS, (after, timestamp(now), limit)).fetchall()]
+
+
+def _record(row: tuple[bytes, bytes, bytes, int, bytes]) -> IdempotencyRecord:
+    key, command_hash, stream, sequence_number, expires_at = row
     return IdempotencyRecord(
-        key=key,
+        key=key.decode(),
         command_hash=command_hash.decode(),
         stream=stream.decode(),
         sequence_number=sequence_number,

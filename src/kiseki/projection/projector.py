@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from kiseki.journal.port import CorruptJournal, Journal, JournalUnavailable, Position, RecordedEvent
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.ports import Clock, Telemetry
-from kiseki.projection.failure import Failure
+from kiseki.projection.failure import Failure, place_of
 from kiseki.projection.port import (
     Batch,
     GuardMove,
+    GuardMoved,
     ParkedStream,
     ProjectionStore,
     StatementFailed,
@@ -64,10 +65,12 @@ class Projector:
         attempts: int = 5,
         pause: Callable[[int], Awaitable[None]] | None = None,
         refuse_unknown: bool = False,
+        found: Callable[[Sequence[RecordedEvent]], Awaitable[bool]] | None = None,
     ) -> None:
         """`attempts` tries are given to an event whose transaction loses against others; `pause(n)` waits after the
         n-th of them. With `refuse_unknown` an event that the application does not know raises UnknownEvent
-        instead of parking its stream."""
+        instead of parking its stream. `found` is told of events that were read from the journal, before they are
+        applied, and says whether personal data is removed by them: for who does not see every commit by itself."""
         self._subscription = subscription
         self._name = subscription.projection.name
         self._store = store
@@ -76,6 +79,7 @@ class Projector:
         self._clock = clock
         self._attempts = attempts
         self._pause = pause or _short_pause
+        self._found = found
         self._steps = Steps(
             projection=subscription.projection, codec=codec, refuse_unknown_in=store.name if refuse_unknown else None
         )
@@ -110,16 +114,46 @@ class Projector:
                     continue
             taken.append(event)
             reached[stream] = number
-        return applied + await self._write(run, taken, position)
+        return applied + await self._write(run, taken, position, last=True)
+
+    async def catch_up(self, stream: str) -> int:
+        """Applies what the journal has of a stream after its guard; how many events. None while it is parked.
+
+        Raises Unavailable, UnknownEvent when told to refuse, and CorruptJournal; what comes before is applied then.
+        """
+        if not self._subscription.concerns(stream):
+            return 0
+        run = _Run(dict(await self._store.progress([stream])))
+        if stream in run.parked:
+            return 0
+        count = await self._read_and_write(run, stream, None)
+        await self._write(run, (), last=True)
+        return count
+
+    async def park(self, stream: str, problem: CorruptJournal) -> bool:
+        """Parks a stream after its guard, because the journal's own bytes can't be read there; whether it was not yet.
+
+        Raises Unavailable.
+        """
+        if not self._subscription.concerns(stream):
+            return False
+        run = _Run(dict(await self._store.progress([stream])))
+        if stream in run.parked:
+            return False
+        await self._park_unreadable(run, stream, problem)
+        return True
 
     async def retry(self, stream: str) -> bool:
         """Applies the waiting events of a parked stream in order; whether the stream is no longer parked.
 
-        Raises Unavailable, CorruptJournal.
+        Raises Unavailable.
         """
         run = _Run(dict(await self._store.progress([stream])), retrying=True)
         if self._subscription.concerns(stream):
-            await self._read_and_write(run, stream, None)
+            try:
+                await self._read_and_write(run, stream, None)
+            except CorruptJournal as problem:
+                await self._park_unreadable(run, stream, problem)
             if stream in run.parked:
                 return False
         # An event that comes after what was read here comes by the feed too, so no event is left behind.
@@ -144,6 +178,8 @@ class Projector:
                 for number, event in enumerate(wanted, run.guards[stream] + 1):
                     if event.sequence_number != number:
                         raise CorruptJournal(f"{stream}: sequence number {number} is missing in the journal")
+                if self._found is not None and wanted:
+                    run.scrub |= await self._found(wanted)
                 count += await self._write(run, wanted)
                 if stream in run.parked or len(wanted) < len(page):
                     break
@@ -153,22 +189,29 @@ class Projector:
                 await close()
         return count
 
-    async def _write(self, run: _Run, taken: Sequence[RecordedEvent], position: Position | None = None) -> int:
-        """Writes what follows from events that are next in their streams; how many were applied."""
-        if not taken and position is None:
+    async def _write(
+        self, run: _Run, taken: Sequence[RecordedEvent], position: Position | None = None, *, last: bool = False
+    ) -> int:
+        """Writes what follows from events that are next in their streams; how many were applied.
+
+        The last write of a run scrubs, when there is something to scrub.
+        """
+        scrub = run.scrub and last
+        if not taken and position is None and not scrub:
             return 0
         steps = await self._steps.prepare(taken)
-        batch = self._batch(run, steps, position)
+        batch = self._batch(run, steps, position, scrub=scrub)
+        await self._check_unmoved(run, batch.park)
         try:
             await self._store.write(batch)
         except StatementFailed as problem:
             if isinstance(problem, TransientFailure):
                 self._telemetry.projection_retry(self._name, problem.code)
-            return await self._isolate(run, steps, position)
+            return await self._isolate(run, steps, position, scrub=scrub)
         self._committed(run, batch)
         return sum(step.failure is None for step in steps)
 
-    async def _isolate(self, run: _Run, steps: Sequence[Step], position: Position | None) -> int:
+    async def _isolate(self, run: _Run, steps: Sequence[Step], position: Position | None, *, scrub: bool) -> int:
         """Event by event, each in a transaction of its own, so that only the one that fails is parked."""
         applied = 0
         for step in steps:
@@ -178,15 +221,16 @@ class Projector:
             if failure is None:
                 applied += 1
             else:
-                parking = self._batch(run, [Step(step.event, failure=failure)], None)
+                parking = self._batch(run, [Step(step.event, failure=failure)])
+                await self._check_unmoved(run, parking.park)
                 await self._store.write(parking)
                 self._committed(run, parking)
-        if position is not None:
-            await self._store.write(Batch(position=position, scrub=run.scrub))
+        if position is not None or scrub:
+            await self._store.write(Batch(position=position, scrub=scrub))
         return applied
 
     async def _write_alone(self, run: _Run, step: Step) -> Failure | None:
-        batch = self._batch(run, [step], None)
+        batch = self._batch(run, [step])
         for attempt in range(1, self._attempts + 1):
             try:
                 await self._store.write(batch)
@@ -202,7 +246,9 @@ class Projector:
         self._committed(run, batch)
         return None
 
-    def _batch(self, run: _Run, steps: Sequence[Step], position: Position | None) -> Batch:
+    def _batch(
+        self, run: _Run, steps: Sequence[Step], position: Position | None = None, *, scrub: bool = False
+    ) -> Batch:
         reached: dict[str, int] = {}
         park = []
         changes: list[Change] = []
@@ -214,9 +260,25 @@ class Projector:
             else:
                 park.append(self._parked(run, event, step.failure))
         guards = [GuardMove(stream, run.guards[stream], to) for stream, to in reached.items()]
-        return Batch(
-            changes=changes, guards=guards, park=park, position=position, scrub=run.scrub and position is not None
+        return Batch(changes=changes, guards=guards, park=park, position=position, scrub=scrub)
+
+    async def _park_unreadable(self, run: _Run, stream: str, problem: CorruptJournal) -> None:
+        """Nobody knows what the event is; where it stands follows from the guard."""
+        now = self._clock.now()
+        parked = ParkedStream(
+            stream=stream,
+            sequence_number=run.guards[stream] + 1,
+            event_type="?",
+            code="UNREADABLE",
+            detail=place_of(problem),
+            occurred_at=now,
+            parked_at=now,
+            attempts=run.attempts.get(stream, 0) + 1,
         )
+        batch = Batch(park=[parked])
+        await self._check_unmoved(run, batch.park)
+        await self._store.write(batch)
+        self._committed(run, batch)
 
     def _parked(self, run: _Run, event: RecordedEvent, failure: Failure) -> ParkedStream:
         return ParkedStream(
@@ -229,6 +291,18 @@ class Projector:
             parked_at=self._clock.now(),
             attempts=run.attempts.get(event.stream, 0) + 1,
         )
+
+    async def _check_unmoved(self, run: _Run, park: Sequence[ParkedStream]) -> None:
+        """Raises GuardMoved when another one was quicker with a stream: then nothing is wrong with its event.
+
+        A statement fails on rows that are there already, before the guard could tell.
+        """
+        streams = [parked.stream for parked in park]
+        if not streams:
+            return
+        for stream, progress in (await self._store.progress(streams)).items():
+            if progress.sequence_number != run.guards[stream]:
+                raise GuardMoved(f"another process wrote to {self._store.name}; its guards are read again")
 
     def _committed(self, run: _Run, batch: Batch) -> None:
         for move in batch.guards:

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import Connection, Row, bindparam, create_engine, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -30,15 +29,19 @@ from kiseki.projection.port import (
     StreamProgress,
 )
 from kiseki.projection.projection import Projection
-from kiseki.query.sqlite_batch import error_class, execute_batch, parked_stream, read_progress
+from kiseki.query.batch import Changes, parked_stream
+from kiseki.query.sqlite_batch import describe, execute_batch, explain, read_progress
 from kiseki.query.sqlite_files import connect, is_environment, unavailable
 from kiseki.query.tables import (
     BUILD_FORMAT,
     BUILD_SCHEMA,
     build_metadata,
     builds_own,
+    check_definition,
     check_tables,
+    definition_of,
     parked,
+    stored_definition,
     tables_fingerprint,
 )
 
@@ -71,6 +74,7 @@ class BuildFile:
         # The one file that is open has no schema name of its own.
         self._engine = engine.execution_options(schema_translate_map={name.projection: None, BUILD_SCHEMA: None})
         self._connection: Connection | None = None
+        self._changes = Changes(None, explain=explain, describe=describe)
 
     @classmethod
     def create(
@@ -94,7 +98,7 @@ class BuildFile:
             "format": BUILD_FORMAT,
             "position": START,
             "tables": tables_fingerprint(projection, connection.dialect),
-            **_stored(definition),
+            **stored_definition(definition),
         }
         try:
             with self._transaction("BEGIN IMMEDIATE"):
@@ -111,20 +115,17 @@ class BuildFile:
         connection = self._connected()
         own = self._own()
         check_tables(projection, self._name, stored=own.tables, dialect=connection.dialect)
-        changed = definition.changed_since(_definition(own))
-        if changed:
-            raise DefinitionError(
-                f"projection {projection.name}: it follows other events than {self._name} was built with "
-                f"({', '.join(changed)}); raise its version to {projection.version + 1}, and it is built beside the old"
-            )
+        check_definition(projection, self._name, definition, earlier=definition_of(own.known, own.followed))
+        self._changes = Changes(projection.tables, explain=explain, describe=describe)
 
     def adopt(self, definition: Definition) -> None:
         """Records what the application knows now, after `check`."""
-        before = _definition(self._own())
+        own = self._own()
+        before = definition_of(own.known, own.followed)
         after = definition.joined(before)
         if after != before:
             with self._transaction("BEGIN IMMEDIATE") as connection:
-                connection.execute(update(builds_own).values(_stored(after)))
+                connection.execute(update(builds_own).values(stored_definition(after)))
 
     def position(self) -> Position:
         """As ProjectionStore."""
@@ -153,7 +154,7 @@ class BuildFile:
         """As ProjectionStore."""
         # At once the writer: what it relies on can't be changed by another one before it writes.
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            execute_batch(connection, batch, self._name)
+            execute_batch(connection, batch, self._name, self._changes)
         if batch.scrub:
             # Pages from before the erasure leave the log now; if a reader still needs them, soon after. The batch is
             # written whatever comes of it.
@@ -230,7 +231,7 @@ class BuildFile:
         except DBAPIError as problem:
             if problem.orig is not None and not is_environment(problem.orig):
                 # A deferred constraint of the projection's own tables shows only here.
-                raise StatementFailed(f"{error_class(problem.orig)} at the end of the transaction") from problem
+                raise StatementFailed(f"{describe(problem)} at the end of the transaction") from problem
             raise
 
     def _roll_back(self, connection: Connection) -> None:
@@ -252,15 +253,3 @@ class BuildFile:
         if connection is not None:
             connection.invalidate()
             connection.close()
-
-
-def _stored(definition: Definition) -> dict[str, str]:
-    return {
-        "known": msgspec.json.encode(sorted(definition.known)).decode(),
-        "followed": msgspec.json.encode(sorted(definition.followed)).decode(),
-    }
-
-
-def _definition(own: Row[Any]) -> Definition:
-    decode = msgspec.json.Decoder(frozenset[str]).decode
-    return Definition(known=decode(own.known), followed=decode(own.followed))

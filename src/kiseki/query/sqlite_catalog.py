@@ -8,14 +8,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from kiseki.kernel.errors import Unavailable
 from kiseki.projection.port import Build, BuildName, BuildState, Request, RequestKind
+from kiseki.query.batch import timestamp
 from kiseki.query.sqlite_files import BuildFiles, connect, unavailable
 
-__all__ = ["FIND_SERVED", "SqliteCatalog", "timestamp"]
+__all__ = ["FIND_SERVED", "SqliteCatalog"]
 
 _FORMAT: Final = 1
 _WHAT: Final = "the catalog of read models"
@@ -105,11 +106,6 @@ _REQUEST_OF: Final = """
     SELECT id, projection, version, kind, stream, requested_at, finished_at, outcome FROM requests WHERE id = ?
 """
 _FINISH: Final = "UPDATE requests SET finished_at = ?, outcome = ? WHERE id = ?"
-
-
-def timestamp(time: datetime) -> str:
-    """A point in time as it is stored: UTC, ISO 8601."""
-    return time.astimezone(UTC).isoformat()
 
 
 class SqliteCatalog:

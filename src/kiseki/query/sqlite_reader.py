@@ -6,19 +6,18 @@ Blocking; `sqlite_database` runs it on threads and has a few of them.
 from __future__ import annotations
 
 import sqlite3
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, CursorResult, Engine, Row, Select, Table, create_engine, select
+from sqlalchemy import Connection, CursorResult, Engine, Row, Select, create_engine, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
-from sqlalchemy.sql import visitors
 
 from kiseki.projection.port import BuildMissing, BuildName, StreamProgress
 from kiseki.projection.projection import Projection
 from kiseki.query.database import QueryFailed, ReadModelBuilding
+from kiseki.query.reads import ReadsCheck
 from kiseki.query.sqlite_batch import read_progress
 from kiseki.query.sqlite_catalog import FIND_SERVED
 from kiseki.query.sqlite_files import BuildFiles, connect, is_environment, unavailable
@@ -53,7 +52,7 @@ class SqliteReader:
         # The builds that are attached, the one that was used longest ago first.
         self._attached: dict[str, BuildName] = {}
         self._reads: frozenset[str] = frozenset()
-        self._schemas: weakref.WeakKeyDictionary[object, frozenset[str]] = weakref.WeakKeyDictionary()
+        self._check_reads = ReadsCheck()
 
     def begin(self, reads: Sequence[Projection]) -> None:
         """Begins to read the live builds of these projections, in the state that they have now.
@@ -123,18 +122,12 @@ class SqliteReader:
 
     def _execute(self, statement: Select[Any]) -> CursorResult[Any]:
         result: CursorResult[Any] = self._connected().execute(statement)
-        compiled = result.context.compiled
-        schemas = self._schemas.get(compiled)
-        if schemas is None:
-            # Once for each compiled statement, which SQLAlchemy keeps: looking into it costs as much as running it.
-            parts = visitors.iterate(statement)
-            schemas = frozenset(part.schema for part in parts if isinstance(part, Table) and part.schema is not None)
-            self._schemas[compiled] = schemas
-        if not schemas <= self._reads:
-            # It may well be attached, for another query; but then nobody has waited for it, nor fixed its state.
+        try:
+            # It may well be attached, for another query.
+            self._check_reads.refuse(statement, self._reads, compiled=result.context.compiled)
+        except QueryFailed:
             result.close()
-            others = ", ".join(sorted(schemas - self._reads))
-            raise QueryFailed(f"a query reads tables of {others}, which its `reads` does not name")
+            raise
         return result
 
     def progress(self, projection: Projection, streams: Collection[str]) -> Mapping[str, StreamProgress]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+import msgspec
 from sqlalchemy import BigInteger, CheckConstraint, Column, Dialect, Integer, MetaData, Table, Text
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from kiseki.kernel.errors import DefinitionError
-from kiseki.projection.port import BuildName
+from kiseki.projection.port import BuildName, Definition
 from kiseki.projection.projection import Projection
 
 __all__ = [
@@ -18,9 +19,12 @@ __all__ = [
     "BUILD_SCHEMA",
     "build_metadata",
     "builds_own",
+    "check_definition",
     "check_tables",
+    "definition_of",
     "guards",
     "parked",
+    "stored_definition",
     "tables_fingerprint",
 ]
 
@@ -38,6 +42,8 @@ guards: Final = Table(
     Column("stream", Text, primary_key=True),
     Column("sequence_number", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+    # PostgreSQL writes a moved guard into its own page, without touching the index, while there is room.
+    postgresql_with={"fillfactor": 70},
 )
 
 parked: Final = Table(
@@ -57,7 +63,7 @@ parked: Final = Table(
 builds_own: Final = Table(
     "kiseki_build",
     build_metadata,
-    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
     Column("format", Integer, nullable=False),
     Column("position", Text, nullable=False),
     Column("tables", Text, nullable=False),
@@ -90,3 +96,27 @@ def check_tables(projection: Projection, name: BuildName, *, stored: str, dialec
             f"projection {projection.name}: its tables are not those that {name} was built with; raise its version to "
             f"{projection.version + 1}, and it is built beside the old one"
         )
+
+
+def check_definition(projection: Projection, name: BuildName, definition: Definition, *, earlier: Definition) -> None:
+    """Compares what a build was made with. Raises DefinitionError when it follows other events."""
+    changed = definition.changed_since(earlier)
+    if changed:
+        raise DefinitionError(
+            f"projection {projection.name}: it follows other events than {name} was built with ({', '.join(changed)}); "
+            f"raise its version to {projection.version + 1}, and it is built beside the old"
+        )
+
+
+def stored_definition(definition: Definition) -> dict[str, str]:
+    """A definition as a build stores it, by column."""
+    return {
+        "known": msgspec.json.encode(sorted(definition.known)).decode(),
+        "followed": msgspec.json.encode(sorted(definition.followed)).decode(),
+    }
+
+
+def definition_of(known: str, followed: str) -> Definition:
+    """The definition that a build has stored."""
+    decode = msgspec.json.Decoder(frozenset[str]).decode
+    return Definition(known=decode(known), followed=decode(followed))

@@ -34,6 +34,7 @@ from kiseki.testing.journal_tests.parts import (  # noqa: E402
     metadata,
     whole_feed,
 )
+from kiseki.testing.journal_tests.transfer import TransferTests  # noqa: E402
 from kiseki.testing.journal_tests.writing import WritingTests  # noqa: E402
 
 __all__ = [
@@ -50,6 +51,6 @@ __all__ = [
 ]
 
 
-class JournalConformance(WritingTests, ConflictTests, FeedTests, ClaimTests, KeepingTests):
+class JournalConformance(WritingTests, ConflictTests, FeedTests, ClaimTests, KeepingTests, TransferTests):
     """The contract as tests. A subclass overrides `open_journal` and `open_other_life`, and `begin_slow_append` where
     the store's writes can overtake one another."""

@@ -8,13 +8,11 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy import Column, Integer
 
-from kiseki.application.system import SystemClock
 from kiseki.journal.port import FeedPage, Position
 from kiseki.projection.port import BuildName, BuildState
 from kiseki.projection.status import request_rebuild, request_retry
 from kiseki.query.database import ReadModelBuilding
-from kiseki.query.sqlite import SqliteReadModels
-from tests.integration.projection.parts import Place, running, until
+from tests.integration.projection.parts import Place, is_live, running, until
 from tests.unit.projection.parts import UNLUCKY, Counted, Named, Totals, World, earlier_counter
 
 A, B = "Counter-a", "Counter-b"
@@ -87,10 +85,10 @@ async def test_a_build_takes_over_also_when_new_commits_never_stop(place: Place)
     place.world.journal.feed = never_empty  # type: ignore[method-assign]
     updater = place.updater(totals)
     async with running(updater), asyncio.timeout(20):
-        await until(lambda: _is_live(place, 1))
+        await until(lambda: is_live(place, 1))
         await updater.caught_up()
         await request_rebuild(place.models.builds, totals.projection)
-        await until(lambda: _is_live(place, 2))
+        await until(lambda: is_live(place, 2))
 
 
 async def test_the_progress_of_a_rebuild_can_be_seen(place: Place) -> None:
@@ -236,17 +234,6 @@ async def test_a_rebuild_does_not_take_over_while_a_stream_would_go_back(place: 
     assert await place.count(good) == 3
 
 
-async def test_a_damaged_live_build_does_not_hold_up_a_rebuild_with_parked_streams(place: Place) -> None:
-    totals = Totals()
-    await place.world.facts.happen(A, Counted(1), Counted(UNLUCKY))
-    await place.updater(totals).run_until_caught_up()
-    (place.directory / "totals.v1.1.sqlite").write_bytes(b"damage" * 2_000)
-    await request_rebuild(place.models.builds, totals.projection)
-    updater = place.updater(totals)
-    async with running(updater), asyncio.timeout(20):
-        await until(lambda: _is_live(place, 2))
-
-
 async def test_after_a_lost_build_no_older_generation_answers(place: Place) -> None:
     totals = Totals()
     await place.world.facts.happen(A, Counted(1))
@@ -256,8 +243,7 @@ async def test_after_a_lost_build_no_older_generation_answers(place: Place) -> N
     for amount in range(100, 130):
         await place.world.facts.happen(A, Counted(amount))
     await place.updater(totals).run_until_caught_up()
-    for path in place.directory.glob("totals.v1.2.sqlite*"):
-        path.unlink()
+    place.storage.lose(BuildName("totals", 1, 2))
     updater = place.updater(totals, page_commits=1)
     counts = set()
     async with running(updater), asyncio.timeout(20):
@@ -294,14 +280,13 @@ async def test_retired_builds_are_kept_for_a_while_and_then_deleted(place: Place
     async with running(updater), asyncio.timeout(20):
         # Version 1 is in use by somebody who has its lock, so only the old generation of version 2 goes.
         await until(lambda: _names(place, 2))
-        assert (place.directory / "totals.v1.1.sqlite").exists()
-        assert not (place.directory / "totals.v2.1.sqlite").exists()
+        assert place.storage.there() == ["totals.v1.1", "totals.v2.2"]
     await held.release()
     updater = place.updater(new, keep_retired=0.0)
     async with running(updater), asyncio.timeout(20):
         await until(lambda: _names(place, 1))
     assert await place.live() == BuildName("totals", 2, 2)
-    assert sorted(path.name for path in place.directory.glob("totals*.sqlite")) == ["totals.v2.2.sqlite"]
+    assert place.storage.there() == ["totals.v2.2"]
 
 
 async def test_a_replaced_version_that_is_still_run_is_not_deleted(place: Place) -> None:
@@ -321,48 +306,21 @@ async def _names(place: Place, count: int) -> bool:
     return len(await place.models.builds.builds()) == count
 
 
-async def test_a_build_whose_file_is_gone_is_built_again(place: Place) -> None:
+async def test_a_build_that_is_gone_is_built_again(place: Place) -> None:
     totals = Totals()
     await place.world.facts.happen(A, Counted(1))
     await place.updater(totals).run_until_caught_up()
     assert await place.count(totals) == 1
-    for path in place.directory.glob("totals.v1.1.sqlite*"):
-        path.unlink()
+    place.storage.lose(BuildName("totals", 1, 1))
     await place.world.facts.happen(A, Counted(2))
     await place.updater(totals).run_until_caught_up()
-    # Also by the connection that still has the deleted file open.
+    # Also by a connection that has read the deleted one.
     assert await place.rows(totals, totals.steps) == [("a", 1, 1), ("a", 2, 2)]
-
-
-async def test_what_a_cut_off_creation_left_is_not_used(place: Place) -> None:
-    totals = Totals()
-    (place.directory / "totals.v1.1.sqlite").write_bytes(b"left over")
-    await place.world.facts.happen(A, Counted(1))
-    await place.updater(totals).run_until_caught_up()
-    assert await place.rows(totals, totals.steps) == [("a", 1, 1)]
-
-
-async def test_a_damaged_live_build_is_replaced_by_a_rebuild(place: Place) -> None:
-    totals = Totals()
-    await place.world.facts.happen(A, Counted(1))
-    await place.updater(totals).run_until_caught_up()
-    path = place.directory / "totals.v1.1.sqlite"
-    path.write_bytes(b"damage" * 2_000)
-    await place.world.facts.happen(A, Counted(2))
-    await request_rebuild(place.models.builds, totals.projection)
-    updater = place.updater(totals)
-    async with running(updater), asyncio.timeout(20):
-        await until(lambda: _is_live(place, 2))
-    assert await place.rows(totals, totals.steps) == [("a", 1, 1), ("a", 2, 2)]
-
-
-async def _is_live(place: Place, generation: int) -> bool:
-    return await place.live() == BuildName("totals", 1, generation)
 
 
 async def test_a_standby_takes_over_when_the_owner_ends(place: Place) -> None:
     totals = Totals()
-    elsewhere = await SqliteReadModels.open(place.directory, clock=SystemClock())
+    elsewhere = await place.storage.open()
     owner = place.updater(totals)
     async with running(owner), asyncio.timeout(20):
         await owner.caught_up()

@@ -4,74 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from kiseki.application.system import SystemClock
 from kiseki.journal.sqlite import SqliteJournal
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.projection.status import audit_projection
 from kiseki.projection.subscription import Subscription
-from kiseki.query.sqlite_files import connect
-from tests.integration.projection.parts import NEVER, Place, expected_steps, running, until
-from tests.unit.projection.parts import DECIDERS, Counted, Facts, Noted, Totals
+from tests.integration.projection.processes import Process, on_disk
+from tests.integration.projection.parts import Place, expected_steps, running, until
+from tests.unit.projection.parts import DECIDERS, Counted, Facts, Totals
 
 A = "Counter-a"
 ROOT = Path(__file__).parents[3]
 
 
-class Process:
-    """An updater in a process of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    @classmethod
-    async def start(cls, directory: Path) -> Process:
-        return cls(
-            await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "tests.integration.projection.updater_process",
-                str(directory),
-                cwd=ROOT,
-                env={"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"},
-                stdout=asyncio.subprocess.PIPE,
-            )
-        )
-
-    async def following(self) -> None:
-        assert self._process.stdout is not None
-        assert await self._process.stdout.readline() == b"following\n"
-
-    async def kill(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-
-
-@asynccontextmanager
-async def on_disk(place: Place, directory: Path) -> AsyncIterator[None]:
-    """The place with a journal that other processes can follow."""
-    journal = await SqliteJournal.open(directory / "journal.db", clock=SystemClock(), telemetry=NoTelemetry())
-    place.journal = journal
-    place.world.facts = Facts(journal, place.world.codec, place.world.clock)
-    try:
-        yield
-    finally:
-        await journal.close()
-
-
 async def test_a_standby_takes_over_from_a_killed_process(place: Place, tmp_path: Path) -> None:
     totals = Totals()
     async with on_disk(place, tmp_path), asyncio.timeout(60):
-        process = await Process.start(tmp_path)
+        process = await Process.start(place, tmp_path)
         try:
             await process.following()
             await place.world.facts.happen(A, Counted(1))
@@ -109,13 +63,13 @@ async def test_killed_at_any_moment_it_applies_each_event_once(place: Place, tmp
 
     async with on_disk(place, tmp_path), asyncio.timeout(150):
         writing = asyncio.create_task(write())
-        processes = [await Process.start(tmp_path), await Process.start(tmp_path)]
+        processes = [await Process.start(place, tmp_path), await Process.start(place, tmp_path)]
         try:
             for kills in range(8):
                 await until(lambda wanted=kills * 40: len(commits) > wanted)  # type: ignore[misc]
                 await asyncio.sleep(chooser.uniform(0.2, 0.7))
                 await processes.pop(0).kill()
-                processes.append(await Process.start(tmp_path))
+                processes.append(await Process.start(place, tmp_path))
         finally:
             writing.cancel()
             for process in processes:
@@ -138,34 +92,3 @@ async def test_killed_at_any_moment_it_applies_each_event_once(place: Place, tmp
             subscription=Subscription(totals.projection, DECIDERS),
         )
         assert (audit.behind, audit.ahead) == ((), ())
-
-
-async def test_a_full_disk_is_waited_for_and_parks_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database may not grow beyond some pages, which is what SQLite makes of a full disk (SQLITE_FULL)."""
-    totals = Totals()
-    await place.updater(totals).run_until_caught_up()
-    opened: list[sqlite3.Connection] = []
-
-    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **options)
-        connection.execute("PRAGMA max_page_count = 14")
-        opened.append(connection)
-        return connection
-
-    monkeypatch.setattr("kiseki.query.sqlite_build.connect", small)
-    for amount in range(100, 1_100):
-        await place.world.facts.happen(A, Noted("x" * 10), Counted(amount))
-    updater = place.updater(totals, page_commits=100, poll_interval=NEVER)
-    async with running(updater), asyncio.timeout(30):
-        await until(lambda: updater.status()[0].waiting)
-        waiting = updater.status()[0].waiting
-        assert waiting is not None
-        assert "the disk is full (SQLITE_FULL)" in waiting
-        first = await place.count(totals)
-        assert 0 < first < 1_000
-        opened[-1].execute("PRAGMA max_page_count = 1000000")
-        await updater.caught_up()
-        assert updater.status()[0].waiting is None
-    assert await place.count(totals) == 1_000
-    assert place.world.telemetry.parked_codes == []
-    assert set(place.world.telemetry.retries) == {"UNAVAILABLE"}

@@ -1,9 +1,8 @@
-"""Queries on real files: one state each, many at a time, stopped when they take too long, never a write."""
+"""Queries on real read models: one state each, many at a time, stopped when they take too long, never a write."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 from sqlalchemy import Integer, case, func, literal, select
@@ -16,10 +15,8 @@ from kiseki.projection.subscription import Subscription
 from kiseki.query.consistency import ConsistencyToken
 from kiseki.query.database import QueryFailed, QueryTooSlow, ReadModelBuilding
 from kiseki.query.queries import Queries
-from kiseki.query.sqlite import SqliteReadModels
-from kiseki.query.sqlite_reader import SqliteReader
 from kiseki.query.waiting import ConsistencyWaiter, Stale, StreamParked
-from tests.integration.projection.parts import Place, running
+from tests.integration.projection.parts import Place, ReadModels, running
 from tests.unit.projection.parts import DECIDERS, UNLUCKY, Counted, Totals
 
 A, B = "Counter-a", "Counter-b"
@@ -29,7 +26,7 @@ A, B = "Counter-a", "Counter-b"
 async def few(place: Place) -> Place:
     """Read models with one reading connection, and statements that may take 0.2 s."""
     await place.models.close()
-    place.models = await SqliteReadModels.open(place.directory, clock=SystemClock(), readers=1, statement_timeout=0.2)
+    place.models = await place.storage.open(queries=1, statement_timeout=0.2)
     return place
 
 
@@ -106,7 +103,7 @@ async def test_queries_can_not_write(place: Place) -> None:
     await place.updater(totals).run_until_caught_up()
     async with place.models.database.open([totals.projection]) as read:
         with pytest.raises(QueryFailed):
-            await read.all(totals.totals.delete())  # type: ignore[arg-type]
+            await read.all(totals.totals.delete())
     assert await place.count(totals) == 1
 
 
@@ -128,7 +125,7 @@ async def test_a_statement_that_takes_too_long_is_stopped(few: Place) -> None:
     async with asyncio.timeout(10):
         async with few.models.database.open([totals.projection]) as read:
             with pytest.raises(QueryTooSlow):
-                await read.first(endless(totals))  # type: ignore[arg-type]
+                await read.first(endless(totals))
             assert await read.first(select(func.count()).select_from(totals.steps)) == (0,)
         assert await few.count(totals) == 0
 
@@ -139,7 +136,7 @@ async def test_a_query_that_nobody_waits_for_gives_its_connection_back(few: Plac
 
     async def ask() -> None:
         async with few.models.database.open([totals.projection]) as read:
-            await read.first(endless(totals))  # type: ignore[arg-type]
+            await read.first(endless(totals))
 
     async with asyncio.timeout(10):
         for _ in range(3):
@@ -166,31 +163,6 @@ async def test_a_handler_may_ask_several_things_at_once(place: Place) -> None:
     async with place.models.database.open([totals.projection]) as read:
         statement = select(totals.totals.c.total)
         assert await asyncio.gather(*(read.first(statement) for _ in range(20))) == [(1,)] * 20
-
-
-async def test_one_connection_does_one_thing_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when a statement was given up and is not back yet."""
-    totals = Totals()
-    await place.updater(totals).run_until_caught_up()
-    await place.models.close()
-    place.models = await SqliteReadModels.open(place.directory, clock=SystemClock(), readers=3, statement_timeout=0.01)
-    busy: set[SqliteReader] = set()
-    overlaps = []
-
-    def slow(reader: SqliteReader, statement: object) -> None:
-        if reader in busy:
-            overlaps.append(statement)
-        busy.add(reader)
-        time.sleep(0.05)
-        busy.discard(reader)
-
-    monkeypatch.setattr(SqliteReader, "first", slow)
-    async with asyncio.timeout(20), place.models.database.open([totals.projection]) as read:
-        for _ in range(2):
-            with pytest.raises(QueryTooSlow):
-                await read.first(select(totals.totals))
-        await asyncio.gather(*(read.first(select(totals.totals)) for _ in range(3)), return_exceptions=True)
-    assert overlaps == []
 
 
 async def test_a_statement_that_comes_after_the_end_takes_no_connection(few: Place) -> None:
@@ -227,7 +199,7 @@ class Count(Arguments):
 class Reader:
     """Queries as a process would have them."""
 
-    def __init__(self, models: SqliteReadModels, totals: Totals, *, timeout: float = 10.0) -> None:
+    def __init__(self, models: ReadModels, totals: Totals, *, timeout: float = 10.0) -> None:
         async def how_many(arguments: Count, read: ReadModel) -> int:
             row = await read.first(select(func.count()).select_from(totals.steps))
             assert row is not None

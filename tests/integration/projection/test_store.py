@@ -1,56 +1,23 @@
-"""One build's file: a batch is all or nothing, a second writer changes nothing, and a half-made build is no build."""
+"""One build: a batch is all or nothing, and a second writer changes nothing."""
 
 from __future__ import annotations
-
-import sqlite3
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import insert, update
 
-from kiseki import Change, Unavailable
+from kiseki import Change
 from kiseki.journal.port import Position
 from kiseki.projection.port import (
     Batch,
-    BuildMissing,
-    BuildName,
     GuardMove,
     GuardMoved,
-    ParkedStream,
     ProjectionStore,
     StatementFailed,
 )
-from kiseki.projection.subscription import Subscription
-from tests.integration.projection.parts import Place
-from tests.unit.projection.parts import DECIDERS, Totals
+from tests.integration.projection.parts import TOTALS, Place, parked
 
 A, B = "Counter-a", "Counter-b"
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-totals = Totals()
-definition = Subscription(totals.projection, DECIDERS).definition
-
-
-def parked(stream: str, number: int = 1, code: str = "APPLY_FAILED") -> ParkedStream:
-    return ParkedStream(
-        stream=stream,
-        sequence_number=number,
-        event_type="Counted",
-        code=code,
-        detail="ValueError at shop.stock:7",
-        occurred_at=NOW,
-        parked_at=NOW,
-        attempts=number,
-    )
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[ProjectionStore]:
-    build = await place.models.builds.create(totals.projection, definition)
-    store = await place.models.builds.open(totals.projection, build.name, definition)
-    await place.models.builds.promote(build.name)
-    yield store
-    await store.close()
+totals = TOTALS
 
 
 async def test_a_batch_is_all_or_nothing(place: Place, store: ProjectionStore) -> None:
@@ -71,7 +38,10 @@ async def test_a_batch_is_all_or_nothing(place: Place, store: ProjectionStore) -
     await store.write(whole)
     with pytest.raises(StatementFailed) as failed:
         await store.write(broken)
-    assert failed.value.detail == "IntegrityError (SQLITE_CONSTRAINT_PRIMARYKEY) in insert steps"
+    assert failed.value.detail in (
+        "IntegrityError (SQLITE_CONSTRAINT_PRIMARYKEY) in insert steps",
+        "UniqueViolationError (23505) in insert steps",
+    )
     progress = await store.progress([A, B, "Counter-c"])
     assert [progress[one].sequence_number for one in (A, B, "Counter-c")] == [1, 0, 0]
     assert progress[B].parked == parked(B)
@@ -129,18 +99,6 @@ async def test_a_value_that_the_database_can_not_hold_is_the_statement_s_fault(
     assert str(value) not in str(failed.value)
 
 
-async def test_a_busy_database_is_unavailable_and_no_one_s_fault(place: Place, store: ProjectionStore) -> None:
-    other = sqlite3.connect(place.directory / "totals.v1.1.sqlite", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    batch = Batch(changes=[(insert(totals.steps), {"id": "a", "number": 1, "amount": 1})])
-    with pytest.raises(Unavailable, match="another process holds it"):
-        await store.write(batch)
-    other.execute("ROLLBACK")
-    other.close()
-    await store.write(batch)
-    assert await place.rows(totals, totals.steps) == [("a", 1, 1)]
-
-
 async def test_parking_again_replaces_and_unparking_removes(store: ProjectionStore) -> None:
     await store.write(Batch(park=[parked(A), parked(B)]))
     await store.write(Batch(park=[parked(A, 7, "STATEMENT_FAILED")]))
@@ -155,30 +113,3 @@ async def test_a_build_can_be_inspected_while_it_is_written(place: Place, store:
     inspection = await place.models.builds.inspect(store.name)
     assert (inspection.position, inspection.parked_count, inspection.parked) == ("p", 1, (parked(B),))
     assert (await place.models.builds.progress(store.name, [A]))[A].sequence_number == 3
-
-
-async def test_a_build_that_was_not_made_to_the_end_is_missing(place: Place, store: ProjectionStore) -> None:
-    path = place.directory / "totals.v1.9.sqlite"
-    sqlite3.connect(path).close()
-    with pytest.raises(BuildMissing):
-        await place.models.builds.open(totals.projection, BuildName("totals", 1, 9), definition)
-    with pytest.raises(BuildMissing):
-        await place.models.builds.open(totals.projection, BuildName("totals", 1, 10), definition)
-    await store.close()
-    changed = sqlite3.connect(place.directory / "totals.v1.1.sqlite", isolation_level=None)
-    changed.execute("UPDATE kiseki_build SET format = 99")
-    changed.close()
-    with pytest.raises(BuildMissing):
-        await place.models.builds.open(totals.projection, store.name, definition)
-
-
-async def test_only_the_user_may_read_the_files(place: Place, store: ProjectionStore) -> None:
-    await store.write(Batch(position=Position("p")))
-    assert place.directory.stat().st_mode & 0o077 == 0
-    assert [path.name for path in place.directory.iterdir() if path.stat().st_mode & 0o077] == []
-
-
-async def test_a_directory_that_can_not_be_used_is_unavailable(place: Place) -> None:
-    (place.directory / "file").write_bytes(b"")
-    with pytest.raises(Unavailable):
-        await type(place.models).open(place.directory / "file", clock=place.world.clock)

@@ -1,4 +1,6 @@
-"""A process that runs an updater until it is killed; its only argument is a directory.
+"""A process that runs an updater until it is killed; its arguments are a directory and, for PostgreSQL, a URL.
+
+The directory holds the journal, and the read models unless they are in the database of the URL.
 
 Prints `following` once it owns the projection and has caught up.
 """
@@ -10,21 +12,28 @@ import sys
 from pathlib import Path
 
 from kiseki.application.system import SystemClock
+from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.sqlite import SqliteJournal
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.updater import Updater
+from kiseki.query.postgres import DEFAULT_SCHEMA, PostgresReadModels
 from kiseki.query.sqlite import SqliteReadModels
+from tests.integration.projection.parts import ReadModels
 from tests.support import ManualClock
 from tests.unit.projection.parts import DECIDERS, Totals, a_protector, schema_of
 
 
-async def main(directory: Path) -> None:
+async def main(directory: Path, url: str | None) -> None:
     clock = SystemClock()
     protector = await a_protector(ManualClock())
     journal = await SqliteJournal.open(directory / "journal.db", clock=clock, telemetry=NoTelemetry())
-    models = await SqliteReadModels.open(directory / "read-models", clock=clock)
+    models: ReadModels
+    if url is None:
+        models = await SqliteReadModels.open(directory / "read-models", clock=clock)
+    else:
+        models = await PostgresReadModels.open(PostgresAddress.parse(url, schema=DEFAULT_SCHEMA), clock=clock)
     updater = Updater(
         projections=[Totals().projection],
         deciders=DECIDERS,
@@ -43,4 +52,4 @@ async def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None))

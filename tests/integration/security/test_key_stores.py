@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import pytest
-
-from kiseki.security.key_store import KeyStore, MemoryKeyStore, Rewrapped, SubjectKeys, WrappedKey
+from kiseki.security.key_store import (
+    KeyStore,
+    KeyStoreUnavailable,
+    MemoryKeyStore,
+    Rewrapped,
+    SubjectKeys,
+    WrappedKey,
+)
 from kiseki.security.sqlite_key_store import SqliteKeyStore
+from tests.integration.security.conftest import OpenStore
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ANY_BYTES = bytes(range(256))
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KeyStore]:
-    opened: KeyStore = (
-        MemoryKeyStore() if request.param == "memory" else await SqliteKeyStore.open(tmp_path / "keys.sqlite")
-    )
-    yield opened
-    await opened.close()
 
 
 def key(name: str) -> WrappedKey:
@@ -119,3 +114,87 @@ async def test_a_wrapped_form_is_replaced_only_where_it_still_is(store: KeyStore
 async def test_closing_twice_is_fine(store: KeyStore) -> None:
     await store.close()
     await store.close()
+
+
+async def erase(store: KeyStore, subject: str) -> None:
+    """On a file, another's erasure may stand in the way; as the error says, it is to be done again."""
+    while True:
+        try:
+            return await store.erase(subject, NOW)
+        except KeyStoreUnavailable:
+            if not isinstance(store, SqliteKeyStore):
+                raise
+
+
+async def test_processes_share_what_they_keep(open_store: OpenStore) -> None:
+    one, other = await open_store(), await open_store()
+    mark = (await other.erasures(None)).mark
+    await one.insert({"A-1": key("k1"), "A-2": key("k2")})
+    assert (await other.insert({"A-1": key("k3")}))["A-1"].keys == (key("k1"),)
+    await one.erase("A-2", NOW)
+    assert (await other.erasures(mark)).subjects == ("A-2",)
+    assert await other.load(["A-1", "A-2"]) == {"A-1": SubjectKeys((key("k1"),)), "A-2": SubjectKeys((), NOW)}
+    assert (await one.erasures(None)).mark == (await other.erasures(None)).mark
+
+
+async def test_many_at_once_each_get_their_own(store: KeyStore) -> None:
+    subjects = [f"A-{number}" for number in range(250)]
+    await asyncio.gather(*(store.insert({subject: key(subject)}) for subject in subjects))
+    found = await asyncio.gather(*(store.load([subject]) for subject in subjects))
+    assert found == [{subject: SubjectKeys((key(subject),))} for subject in subjects]
+    assert len(await store.load(subjects)) == 250
+
+
+async def test_erasures_of_many_processes_are_all_told_and_none_is_lost(open_store: OpenStore) -> None:
+    """A listener asks again and again while others erase: with each answer it knows of all that was erased before, and
+    the subjects it was told of have no key any more."""
+    erasers = [await open_store() for _ in range(3)]
+    listener = await open_store()
+    subjects = [f"A-{number}" for number in range(30)]
+    await listener.insert({subject: key(subject) for subject in subjects})
+    done: set[str] = set()
+
+    async def erase_all(eraser: KeyStore, share: list[str]) -> None:
+        for subject in share:
+            await erase(eraser, subject)
+            done.add(subject)
+
+    mark: int = (await listener.erasures(None)).mark
+    told: set[str] = set()
+    working = asyncio.gather(*(erase_all(eraser, subjects[at::3]) for at, eraser in enumerate(erasers)))
+    while not working.done() or told != done:
+        before = set(done)
+        heard, mark = await listener.erasures(mark)
+        told.update(heard)
+        assert before <= told
+        assert all(known.erased_at == NOW for known in (await listener.load(heard)).values())
+        await asyncio.sleep(0)
+    await working
+    assert told == set(subjects)
+
+
+async def test_of_erasures_and_insertions_that_meet_the_erasure_wins(open_store: OpenStore) -> None:
+    """Whatever the order: when all have returned there is a tombstone and no key."""
+    one, other = await open_store(), await open_store()
+    subjects = [f"A-{number}" for number in range(20)]
+    await asyncio.gather(
+        *(one.insert({subject: key("k1")}) for subject in subjects),
+        *(erase(other, subject) for subject in subjects),
+        *(erase(one, subject) for subject in subjects),
+    )
+    assert await other.load(subjects) == dict.fromkeys(subjects, SubjectKeys((), NOW))
+    assert [page async for page in other.scan(10)] == []
+
+
+async def test_two_who_rewrap_the_same_do_not_count_a_key_twice(open_store: OpenStore) -> None:
+    one, other = await open_store(), await open_store()
+    subjects = [f"A-{number}" for number in range(20)]
+    await one.insert({subject: key(subject) for subject in subjects})
+    mine = [Rewrapped(subject, key(subject), b"mine") for subject in subjects]
+    theirs = [Rewrapped(subject, key(subject), b"theirs") for subject in reversed(subjects)]
+    counts = tuple(await asyncio.gather(one.replace(mine), other.replace(theirs)))
+    assert sum(counts) == 20
+    kept = await one.load(subjects)
+    assert len(kept) == 20
+    wrapped = [known.keys[0].wrapped for known in kept.values()]
+    assert (wrapped.count(b"mine"), wrapped.count(b"theirs")) == counts

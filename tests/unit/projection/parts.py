@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Column, Integer, MetaData, String, Table, bindparam, create_engine, delete, insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.dialects.postgresql import insert as upsert  # understood by SQLite too
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 

@@ -1,0 +1,53 @@
+"""`export_journal`: writes a whole journal into one file, for `kiseki journal export` and for moving between stores."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import BinaryIO
+
+import msgspec
+
+from kiseki.journal.port import START
+from kiseki.journal.transfer import Progress, TransferableJournal
+from kiseki.journal.transfer_lines import Counts, TransferWriter
+from kiseki.journal.transfer_notes import JOURNAL, TransferNotes
+from kiseki.journal.transfer_walk import JournalWalk
+from kiseki.kernel.ports import Clock
+
+__all__ = ["ExportReport", "export_journal"]
+
+
+class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written."""
+
+    counts: Counts
+    appended_meanwhile: bool
+    """Whether the journal grew while claims and records were read: these may then say more or less than the commits."""
+
+
+async def export_journal(
+    journal: TransferableJournal, output: BinaryIO, *, clock: Clock, progress: Progress
+) -> ExportReport:
+    """Writes every commit once and in the order of its stream, then the claims and idempotency records that are held.
+
+    What is appended while the commits are read is written too; reading ends where the feed has no more. Claims and
+    records are read after that, so writers should be stopped: an export of a journal that is written to is right about
+    commits alone. Memory is bounded. Raises TransferFailed, CorruptJournal, JournalUnavailable, OSError of the output.
+    """
+    writer = TransferWriter(output, clock.now())
+    total = (await journal.lag(START)).commits
+    with TransferNotes() as notes, progress("exporting", total) as advance_to:
+        walk = JournalWalk(journal, notes)
+        async for commits in walk.pages():
+            await asyncio.to_thread(writer.write_commits, commits)
+            advance_to(writer.commits)
+        streams = await asyncio.to_thread(notes.stream_count, JOURNAL)
+        async for claims in journal.held_claims():
+            await asyncio.to_thread(writer.write_claims, claims)
+        async for records in journal.idempotency_records():
+            await asyncio.to_thread(writer.write_records, records)
+        async with aclosing(walk.pages()) as later:
+            appended_meanwhile = await anext(later, None) is not None
+        counts = await asyncio.to_thread(writer.finish, streams)
+    return ExportReport(counts=counts, appended_meanwhile=appended_meanwhile)

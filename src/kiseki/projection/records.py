@@ -1,0 +1,85 @@
+"""What is needed by who applies events besides the owner of a build: a Lambda that gets them pushed, and the sweeper.
+
+Nobody owns a build for that. Guards make every event count once; whoever moves a guard second reads again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Final, TypeVar
+
+from kiseki.journal.port import Commit, CommitMetadata, CorruptJournal, RecordedEvent
+from kiseki.kernel.codec import EncodedEvent
+from kiseki.projection.port import Build, BuildCatalog, BuildState, GuardMoved
+from kiseki.projection.projection import Projection
+from kiseki.projection.projector import Projector
+
+__all__ = ["catch_up_or_park", "commits_of", "current_builds", "undisturbed"]
+
+_ATTEMPTS: Final = 10
+T = TypeVar("T")
+
+
+async def current_builds(catalog: BuildCatalog, projection: Projection) -> list[Build]:
+    """The builds of this version that have to be kept up to date: first the newest that is being built, then the live.
+
+    In this order, so that a build that takes over is never behind the one it replaces. Raises Unavailable.
+    """
+    own = [b for b in await catalog.builds(projection.name) if b.name.version == projection.version]
+    building = [build for build in own if build.state is BuildState.BUILDING][-1:]
+    return building + [build for build in own if build.state is BuildState.LIVE]
+
+
+def commits_of(events: Iterable[RecordedEvent]) -> list[Commit]:
+    """The commits, or the parts of them, that these events of one stream belong to: `Commit.recorded` backwards."""
+    commits = []
+    for commit_id, grouped in groupby(events, key=lambda event: event.commit_id):
+        parts = list(grouped)
+        first = parts[0]
+        metadata = CommitMetadata(
+            commit_id=commit_id,
+            committed_at=first.occurred_at,
+            correlation_id=first.correlation_id,
+            causation_id=first.causation_id,
+            actor=first.actor,
+        )
+        encoded = tuple(EncodedEvent(one.event_id, one.type, one.version, one.data, one.subject) for one in parts)
+        commits.append(
+            Commit(stream=first.stream, first_sequence_number=first.sequence_number, metadata=metadata, events=encoded)
+        )
+    return commits
+
+
+async def undisturbed(work: Callable[[], Awaitable[T]], *, pause: Callable[[int], Awaitable[None]] | None = None) -> T:
+    """Does work on a build again while others move its guards in between. Raises GuardMoved when it goes on and on.
+
+    `pause(n)` waits after the n-th time.
+    """
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return await work()
+        except GuardMoved:
+            await (pause or _step_aside)(attempt)
+    return await work()
+
+
+async def _step_aside(attempt: int) -> None:
+    # Two that are in step would disturb each other again and again.
+    await asyncio.sleep(random.uniform(0, 0.002 * 2**attempt))  # noqa: S311  # nothing secret
+
+
+async def catch_up_or_park(projector: Projector, streams: Sequence[str]) -> int:
+    """Applies what the journal has of streams after their guards; how many events.
+
+    A stream whose stored bytes are damaged is parked: it waits, visibly, and holds up no other. Raises Unavailable.
+    """
+    count = 0
+    for stream in streams:
+        try:
+            count += await undisturbed(lambda stream=stream: projector.catch_up(stream))  # type: ignore[misc]
+        except CorruptJournal as problem:
+            await projector.park(stream, problem)
+    return count
