@@ -23,6 +23,7 @@ from kiseki.journal.dynamodb_items import item_of
 from kiseki.journal.dynamodb_reader import StreamReader
 from kiseki.journal.dynamodb_schema import TABLES
 from kiseki.journal.dynamodb_snapshots import DynamoDbSnapshots
+from kiseki.journal.dynamodb_transfer import HeldParts
 from kiseki.journal.dynamodb_watch import Watchers
 from kiseki.journal.port import (
     ClaimChange,
@@ -38,6 +39,7 @@ from kiseki.journal.port import (
     Snapshot,
     check_limits,
 )
+from kiseki.journal.transfer import HeldClaim
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.kernel.streams import STREAM
@@ -88,6 +90,7 @@ class DynamoDbJournal:
         self._index = TimeIndex(client)
         self._feed = Feed(client, self._changes, self._index, now=aws_time, remembered=remembered, lookback=lookback)
         self._snapshots = DynamoDbSnapshots(client)
+        self._held = HeldParts(client, clock=clock, aws_time=aws_time)
         self._under_way = 0
         self._all_done = asyncio.Event()
         self._mark = {"TableName": self._claims, "Item": {KEY: {"S": MARK}}}
@@ -220,6 +223,25 @@ class DynamoDbJournal:
         with explained():
             answer = await self._client.call("GetItem", request)
         return record_of(item_of(answer), self._clock.now())
+
+    async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
+        """As TransferableJournal says."""
+        self._refuse_when_closed()
+        async for page in self._held.claims():
+            yield page
+            self._refuse_when_closed()
+
+    async def idempotency_records(self) -> AsyncIterator[Sequence[IdempotencyRecord]]:
+        """As TransferableJournal says."""
+        self._refuse_when_closed()
+        async for page in self._held.records():
+            yield page
+            self._refuse_when_closed()
+
+    async def restore_held(self, claims: Sequence[HeldClaim], records: Sequence[IdempotencyRecord]) -> None:
+        """As TransferableJournal says."""
+        self._refuse_when_closed()
+        await self._held.restore(claims, records)
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """As the contract says."""

@@ -239,8 +239,10 @@ class ChangeStream:
         about, _ = await self.about()
         window, place = self._window(about.arn, shard, cursor)
         window.used_at = self._now()
-        if place == len(window.changes) and not window.ended and not self._is_known_empty(window):
+        is_empty = self._is_known_empty(window)
+        if place == len(window.changes) and not window.ended and not is_empty:
             await self._grow(window)
+            is_empty = window.at_tip
             known = window.place(cursor)
             if known is None:  # others read on meanwhile, and it was forgotten
                 return Run((), drained=False, ended=False)
@@ -248,7 +250,7 @@ class ChangeStream:
         changes = window.changes[place : place + limit]
         all_of_it = place + len(changes) == len(window.changes)
         ended = all_of_it and window.ended
-        return Run(changes, drained=ended or (all_of_it and window.at_tip), ended=ended)
+        return Run(changes, drained=ended or (all_of_it and is_empty), ended=ended)
 
     async def look(self) -> None:
         """Looks at the tips that nobody reads on from just now, so that `grown` is called when there is something."""

@@ -7,24 +7,25 @@ be mistaken for one another; records end by themselves (TTL), claims have no end
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from kiseki.journal.dynamodb_items import number_of, text_of, timestamp
-from kiseki.journal.port import ClaimChange, CorruptJournal, IdempotencyRecord
+from kiseki.journal.dynamodb_items import moment_of, number_of, text_of, timestamp
+from kiseki.journal.port import ClaimChange, IdempotencyRecord
 from kiseki.journal.transfer import HeldClaim
 
 __all__ = [
+    "CLAIMS",
     "EXPIRES_AT",
     "KEY",
     "MARK",
+    "RECORDS",
     "ClaimAction",
     "claim_actions",
     "claim_key",
     "claim_put",
     "held_claim_of",
-    "held_records",
     "record_key",
     "record_of",
     "record_put",
@@ -35,6 +36,10 @@ EXPIRES_AT: Final = "expires-at"
 """The TTL attribute, in whole seconds. DynamoDB deletes late, so `expires` (exact text) is what is compared."""
 MARK: Final = "mark#writable"
 """The key of the item by which a check proves that the store can be written."""
+
+CLAIMS: Final = "claim#"
+RECORDS: Final = "idempotency#"
+"""How the keys of claims and of idempotency records begin."""
 
 _NAMES: Final = {"#key": KEY}
 
@@ -56,12 +61,12 @@ def _part(text: str) -> str:
 
 def claim_key(scope: str, digest: str) -> str:
     """The key of a claim's item."""
-    return f"claim#{_part(scope)}#{_part(digest)}"
+    return f"{CLAIMS}{_part(scope)}#{_part(digest)}"
 
 
 def record_key(key: str) -> str:
     """The key of an idempotency record's item."""
-    return f"idempotency#{key}"
+    return f"{RECORDS}{key}"
 
 
 def claim_actions(changes: Iterable[ClaimChange]) -> list[ClaimAction]:
@@ -126,10 +131,7 @@ def record_of(item: Mapping[str, Any] | None, now: datetime) -> IdempotencyRecor
     """The record of an item, unless there is none or it has expired. Raises CorruptJournal."""
     if not item:
         return None
-    try:
-        expires_at = datetime.fromisoformat(text_of(item, "expires"))
-    except ValueError as problem:
-        raise CorruptJournal("an idempotency record has no time of expiry") from problem
+    expires_at = moment_of(item, "expires")
     if expires_at <= now:
         return None
     return IdempotencyRecord(
@@ -141,14 +143,6 @@ def record_of(item: Mapping[str, Any] | None, now: datetime) -> IdempotencyRecor
     )
 
 
-def held_claim_of(item: Mapping[str, Any]) -> HeldClaim | None:
-    """The claim of an item, None when it is something else. Raises CorruptJournal."""
-    if not text_of(item, KEY).startswith("claim#"):
-        return None
+def held_claim_of(item: Mapping[str, Any]) -> HeldClaim:
+    """The claim of an item. Raises CorruptJournal."""
     return HeldClaim(text_of(item, "scope"), text_of(item, "digest"), text_of(item, "stream"))
-
-
-def held_records(items: Sequence[Mapping[str, Any]], now: datetime) -> list[IdempotencyRecord]:
-    """The unexpired records among items. Raises CorruptJournal."""
-    found = [record_of(item, now) for item in items if text_of(item, KEY).startswith("idempotency#")]
-    return [record for record in found if record is not None]

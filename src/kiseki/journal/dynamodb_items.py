@@ -45,7 +45,6 @@ ITEM_BYTES: Final = 400 * 1024
 """The most that DynamoDB keeps in one item, attribute names included."""
 
 _COMPRESSED_FROM: Final = 4_096
-_WORTH_IT: Final = 0.9
 _EXPANDED_AT_MOST: Final = 64_000_000
 
 
@@ -110,8 +109,7 @@ def commit_item(commit: Commit, document: bytes) -> CommitItem:
         item["compression"] = {"S": "zlib"}
     size = item_bytes(item)
     if size > ITEM_BYTES:
-        kind = "compressed bytes" if packed is not None else "bytes"
-        raise CommitTooLarge(f"{stream}: {size} {kind} in one commit; a DynamoDB item holds {ITEM_BYTES}")
+        raise CommitTooLarge(f"{stream}: {size} compressed bytes in one commit; a DynamoDB item holds {ITEM_BYTES}")
     return CommitItem(item, digest)
 
 
@@ -120,7 +118,7 @@ def _packed(document: bytes) -> bytes | None:
     if len(document) < _COMPRESSED_FROM:
         return None
     packed = zlib.compress(document, 6)
-    return packed if len(packed) <= _WORTH_IT * len(document) else None
+    return packed if len(packed) < len(document) else None
 
 
 def item_bytes(item: Mapping[str, Any]) -> int:

@@ -39,6 +39,8 @@ from kiseki.kernel.streams import STREAM
 
 __all__ = ["ImportReport", "import_journal"]
 
+_STREAMS_AT_ONCE: Final = 32
+
 _HOW_TO_DIFFER: Final = (
     "import into an empty journal, or into the one that an earlier run with this file has begun; nothing was written"
 )
@@ -146,11 +148,14 @@ class _Import:
         """Reads the journal back and holds it against the file. Raises TransferFailed at the first difference."""
         await asyncio.to_thread(self._notes.forget, JOURNAL)
         walk = await self._survey("comparing", counts.commits)
-        stream: str | None = ""
-        while (stream := await asyncio.to_thread(self._notes.different_stream, stream or "")) is not None:
-            await walk.complete(stream)
-            if not await asyncio.to_thread(self._notes.is_same, stream):
-                raise self._differs(f"{stream} is not what the file says")
+        last = ""
+        while streams := await asyncio.to_thread(self._notes.different_streams, last, _STREAMS_AT_ONCE):
+            # What the feed does not show yet is read from the streams.
+            await asyncio.gather(*map(walk.complete, streams))
+            for name in streams:
+                if not await asyncio.to_thread(self._notes.is_same, name):
+                    raise self._differs(f"{name} is not what the file says")
+            last = streams[-1]
         stream = await asyncio.to_thread(self._notes.stream_beyond_the_file)
         if stream is not None:
             raise self._differs(f"it has events of {stream} that the file has not")

@@ -53,7 +53,7 @@ _DIFFERENT: Final = """
     SELECT file.name FROM streams AS file
     LEFT JOIN streams AS there ON there.side = 'journal' AND there.name = file.name
     WHERE file.side = 'file' AND file.name > ? AND (there.last IS NOT file.last OR there.digest IS NOT file.digest)
-    ORDER BY file.name LIMIT 1
+    ORDER BY file.name LIMIT ?
 """
 _KEEP_CLAIM: Final = "INSERT OR IGNORE INTO claims VALUES (?, ?, ?, ?)"
 _KEEP_RECORD: Final = "INSERT OR IGNORE INTO records VALUES (?, ?, ?, ?)"
@@ -151,10 +151,10 @@ class TransferNotes:
         row = self._one(_BEYOND_THE_FILE)
         return str(row[0]) if row else None
 
-    def different_stream(self, after: str) -> str | None:
-        """The first stream, in the order of names, after one that the journal does not hold as the file does."""
-        row = self._one(_DIFFERENT, after)
-        return str(row[0]) if row else None
+    def different_streams(self, after: str, limit: int) -> list[str]:
+        """The first streams, in the order of names, after one that the journal does not hold as the file does."""
+        with self._transaction():
+            return [name for (name,) in self._database.execute(_DIFFERENT, (after, limit)).fetchall()]
 
     def is_same(self, stream: str) -> bool:
         """Whether both sides hold the same of a stream."""

@@ -46,9 +46,9 @@ class PostgresReadModels:
     ) -> Self:
         """Connects to nothing yet: a server that is down is found by those who use it, and forgotten when it is up.
 
-        `pool` queries run at a time, others wait for their turn, up to `wait` seconds. `statement_timeout`: seconds after
-        which a query's statement is stopped. `writers` builds are written at a time, and `write_timeout` is for each of their statements. Besides, an updater
-        has one connection for what it owns.
+        `pool` queries run at a time, others wait their turn for up to `wait` seconds; `statement_timeout`: seconds
+        after which a query's statement is stopped. `writers` builds are written at a time, and each of their statements
+        has `write_timeout` seconds. Besides, an updater has one connection for what it owns.
         """
         builds = PostgresBuilds(address, clock=clock, writers=writers, statement_timeout=write_timeout)
         database = PostgresReadDatabase(address, pool=pool, statement_timeout=statement_timeout, wait=wait)

@@ -61,7 +61,9 @@ class PostgresBuilds:
             settings=_SETTINGS,
         )
         self._watchers: dict[object, Callable[[], None]] = {}
-        self._ownerships = Ownerships(address, application=_APPLICATION, wake=self._wake)
+        self._ownerships = Ownerships(
+            address, application=_APPLICATION, statement_timeout=statement_timeout, wake=self._wake
+        )
         self._schemas: dict[BuildName, str] = {}
 
     async def builds(self, projection: str | None = None) -> Sequence[Build]:

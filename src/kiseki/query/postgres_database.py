@@ -103,11 +103,11 @@ class _State:
     async def _read(self, statement: Select[Any], take: Callable[[CursorResult[Any]], T]) -> T:
         async with self._turn:
             try:
-                if self._ended:
-                    raise RuntimeError("the query has ended; its read model can't be used any more")
-                if self._reader is None:
+                if self._reader is None and not self._ended:
                     self._reader = await self._database._reader(self._reads)
-                elif not self._reader.sound:
+                if self._ended or self._reader is None:
+                    raise RuntimeError("the query has ended; its read model can't be used any more")
+                if not self._reader.sound:
                     raise Unavailable("the connection that had this query's state was lost; ask again")
                 return await self._reader.read(statement, take)
             finally:

@@ -91,10 +91,13 @@ class PostgresOwnership:
 class Ownerships:
     """The ownerships that this process holds, and the session that holds them, on which it also hears of requests."""
 
-    def __init__(self, address: PostgresAddress, *, application: str, wake: Callable[[], None]) -> None:
-        """`wake` is called when some process has made a request."""
+    def __init__(
+        self, address: PostgresAddress, *, application: str, statement_timeout: float, wake: Callable[[], None]
+    ) -> None:
+        """`wake` is called when some process has made a request; `statement_timeout` in seconds."""
         self._address = address
         self._application = application
+        self._statement_timeout = statement_timeout
         self._wake = wake
         self._session: PostgresConnection | None = None
         self._turn = asyncio.Lock()
@@ -172,7 +175,10 @@ class Ownerships:
 
     async def _connected(self) -> PostgresConnection:
         if self._session is None:
-            session = await prepare(await connect(self._address, application=self._application), _SETTINGS)
+            opened = await connect(
+                self._address, application=self._application, statement_timeout=self._statement_timeout
+            )
+            session = await prepare(opened, _SETTINGS)
             try:
                 await session.add_listener(request_channel(self._address.schema), self._heard)
             except BaseException:

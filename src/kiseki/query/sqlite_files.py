@@ -117,6 +117,8 @@ def connect(
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA journal_size_limit = 16777216")
         connection.execute("PRAGMA trusted_schema = OFF")
+        # As in standard SQL and on the other databases; otherwise "a" would be like "A", and "ä" not like "Ä".
+        connection.execute("PRAGMA case_sensitive_like = ON")
         if query_only:
             connection.execute("PRAGMA query_only = ON")
     except BaseException:

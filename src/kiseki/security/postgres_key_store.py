@@ -76,8 +76,9 @@ WITH next AS (
 INSERT INTO subjects (subject, key_ids, wrapped, erased_at, erasure) SELECT $1, '{}', '{}', $2, last FROM next
 ON CONFLICT (subject) DO UPDATE
 SET key_ids = '{}', wrapped = '{}', erased_at = excluded.erased_at, erasure = excluded.erasure
-WHERE subjects.erased_at IS NULL
+WHERE subjects.erased_at IS NULL RETURNING true
 """
+_IS_ERASED: Final = "SELECT erased_at IS NOT NULL FROM subjects WHERE subject = $1"
 _MARK: Final = "SELECT last, '{}'::text[] AS subjects FROM erasures"
 _ERASURES: Final = """
 SELECT last, ARRAY(SELECT subject FROM subjects WHERE erasure > $1 ORDER BY erasure) AS subjects FROM erasures
@@ -167,8 +168,10 @@ class PostgresKeyStore:
         """As KeyStore, as far as PostgreSQL can (see the module): when the table can't be vacuumed now, that is logged
         and left to the server's own vacuum."""
         async with self._connection() as connection:
-            done = await connection.execute(_ERASE, subject, at.astimezone(UTC))
-        if not done.endswith(" 0"):
+            erased = await connection.fetchval(_ERASE, subject, at.astimezone(UTC))
+            if not erased and not await connection.fetchval(_IS_ERASED, subject):
+                raise self._uncounted()
+        if erased:
             await self._vacuums.ask([None])
 
     async def erasures(self, after: int | None) -> Erasures:
@@ -176,7 +179,7 @@ class PostgresKeyStore:
         async with self._connection() as connection:
             row = await (connection.fetchrow(_MARK) if after is None else connection.fetchrow(_ERASURES, after))
         if row is None:
-            raise KeyStoreCorrupt(f"the key store on {self._address.label} lost its count of erasures: restore it")
+            raise self._uncounted()
         return Erasures(tuple(row["subjects"]), row["last"])
 
     async def scan(self, page: int) -> AsyncIterator[Sequence[tuple[str, WrappedKey]]]:
@@ -237,6 +240,9 @@ class PostgresKeyStore:
             raise KeyStoreUnavailable(
                 f"the key store on {self._address.label} can't be used: {reason(problem)}"
             ) from problem
+
+    def _uncounted(self) -> KeyStoreCorrupt:
+        return KeyStoreCorrupt(f"the key store on {self._address.label} lost its count of erasures: restore it")
 
     async def _load(self, subjects: list[str]) -> dict[str, SubjectKeys]:
         async with self._connection() as connection:

@@ -78,7 +78,7 @@ def deliveries_of(
                 "record %s is not from table %s but from %r; check the event source mapping",
                 where,
                 table,
-                str(_mapping(record).get("eventSourceARN"))[:_SHOWN],
+                str(_mapping(record).get("eventSourceARN", ""))[:_SHOWN],
             )
             continue
         stream = _stream(body)

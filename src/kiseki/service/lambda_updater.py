@@ -193,8 +193,8 @@ class PushedUpdater:
             builds = await current_builds(self._builds, projection)
             if not builds:
                 raise NoBuild(
-                    f"projection {projection.name} version {projection.version} has no build yet; start the updater, "
-                    "or run `kiseki migrate`, and the records that come again until then are applied"
+                    f"projection {projection.name} version {projection.version} has no build yet; run `kiseki migrate` "
+                    "and start the updater of this release (`kiseki updater`), which makes it"
                 )
             for build in builds:
                 target = known.pop((build.name, build.state), None)

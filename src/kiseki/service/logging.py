@@ -35,6 +35,8 @@ _FIELDS: Final = ("api", "method", "status", "stream", "projection", "command", 
 """What rooms may pass as `extra`; anything else would be a way for personal data to get into a log unseen."""
 
 _NOISY: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
+_LIBRARIES: Final = ("botocore", "aiobotocore", "aiohttp", "urllib3", "sqlalchemy")
+"""Their lower levels are for those who mend the libraries, and debug lines of botocore may show what was sent."""
 
 
 def configure_logging(*, level: str, log_format: str, role: str | None = None, stream: TextIO | None = None) -> None:
@@ -81,6 +83,8 @@ def configure_logging(*, level: str, log_format: str, role: str | None = None, s
         # Its INFO lines are about its own workings, which this process runs itself, and anyone can make it warn.
         quiet = logging.ERROR if name.startswith("uvicorn") else logging.WARNING
         logger.setLevel(logging.DEBUG if level == "debug" else quiet)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _request_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

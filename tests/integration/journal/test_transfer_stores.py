@@ -305,7 +305,7 @@ async def import_and_tell(path: Path, file: str, waits: str) -> None:
 async def test_an_import_that_was_killed_is_finished_by_the_next(tmp_path: Path, waits: str, pages: int) -> None:
     file = tmp_path / "export"
     async with memory() as before:
-        await fill(before, streams=300, commits=9)
+        await fill(before, streams=300, commits=9, held=False)
         data = await exported(before)
         file.write_bytes(data)
     importer = await child(import_and_tell, tmp_path / "target", str(file), waits)

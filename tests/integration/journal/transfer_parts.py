@@ -103,8 +103,8 @@ def by_stream(data: bytes) -> dict[str, list[int]]:
     return found
 
 
-async def fill(journal: TransferableJournal, streams: int = 7, commits: int = 5) -> None:
-    """Streams side by side, commits of one to three events, text of all kinds, claims, and idempotency keys."""
+async def fill(journal: TransferableJournal, streams: int = 7, commits: int = 5, *, held: bool = True) -> None:
+    """Streams side by side, commits of one to three events, text of all kinds; `held`: claims and idempotency keys."""
     later = SetClock().now() + timedelta(hours=24)
     texts = ["plain", "Zoë", "軌跡", "😀 \\u0001 \\n", "x" * 3_000]
     for number in range(commits):
@@ -123,6 +123,6 @@ async def fill(journal: TransferableJournal, streams: int = 7, commits: int = 5)
                     for k in range(size)
                 ],
                 metadata=msgspec.structs.replace(metadata(name), causation_id=f"cause of {name}" if n else None),
-                claims=[*claimed(name), *([claim(f"{n}.0", take=False)] if number == 2 else [])],
-                idempotency=idempotency(name, stream, first + size, expires_at=later) if number == 1 else None,
+                claims=[*claimed(name), *([claim(f"{n}.0", take=False)] if number == 2 else [])] if held else [],
+                idempotency=idempotency(name, stream, first + size, expires_at=later) if held and number == 1 else None,
             )

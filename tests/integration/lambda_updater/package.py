@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[3]
 _EXTRAS: Final = ("aws", "postgres")
 _NOT_IN_A_FUNCTION: Final = frozenset({"uvicorn", "uvloop", "httptools", "typer", "rich", "awslambdaric"})
 """Servers and the command line; the runtime client is part of Lambda's Python."""
-_SKIPPED: Final = ("__pycache__", ".dist-info", "/tests/", "botocore/data/", "..")
+_SKIPPED: Final = ("__pycache__", "/tests/", "botocore/data/", "..")
 """Of botocore's descriptions of services a function needs none: it signs its requests itself."""
 _KEPT: Final = ("botocore/data/endpoints.json", "botocore/data/partitions.json", "botocore/data/sdk-default")
 

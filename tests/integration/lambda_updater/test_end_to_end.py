@@ -1,7 +1,7 @@
 """Commands on DynamoDB, their stream, the function's real package in an emulated Lambda, PostgreSQL, and queries.
 
-No updater runs: what is seen was applied by the function. The emulator does not deliver again what a function gives back
-(AWS does), so that it also plays a stream that loses records, which the sweeper finds.
+No updater runs: what is seen was applied by the function. The emulator does not deliver again what is given back
+(AWS does), so it also plays a stream that loses records, which the sweeper finds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from kiseki.users.user_account import (
 )
 from tests.integration.lambda_updater.package import function_package
 from tests.servers.emulator import REGION
+from tests.servers.postgres import NoPostgres, PostgresServer
 
 REQUEST = CommandRequest(actor="someone", correlation_id="test")
 CLOCK, TELEMETRY = SystemClock(), NoTelemetry()
@@ -72,13 +73,19 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Shop:
     """The users application on DynamoDB and PostgreSQL, its function, and no updater."""
 
-    def __init__(self, stores: Stores, commands: CommandHandler, functions: Any, name: str) -> None:
+    def __init__(self, stores: Stores, commands: CommandHandler, functions: Any, mapping: str) -> None:
         self.stores = stores
         self.commands = commands
-        self.functions = functions
-        self.name = name
+        self._functions = functions
+        self._mapping: str | None = mapping
         assert isinstance(stores.journal, DynamoDbJournal)
         self.journal = stores.journal
+
+    async def lose_the_stream(self) -> None:
+        """From here on the function gets no records any more; again is fine."""
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            await self._functions.delete_event_source_mapping(UUID=mapping)
 
     async def send(self, command: Any) -> CommandResult:
         return await self.commands.handle(command, REQUEST)
@@ -141,6 +148,13 @@ class Shop:
 
 @pytest.fixture
 async def shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path: Path) -> AsyncIterator[Shop]:
+    async with a_shop(aws_endpoint, postgres_url, package, tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def a_shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path: Path) -> AsyncIterator[Shop]:
+    """Makes tables, a build, the function and its event source mapping."""
     name = f"shop-{secrets.token_hex(4)}"
     settings = Settings(
         data_dir=tmp_path / "data",
@@ -167,7 +181,7 @@ async def shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path: P
         opened.push_async_callback(commands.close)
         session = get_session()
         functions = await opened.enter_async_context(
-            session.create_client("lambda", region_name=REGION, endpoint_url=aws_endpoint)  # type: ignore[call-overload]
+            session.create_client("lambda", region_name=REGION, endpoint_url=aws_endpoint)
         )
         tables = await opened.enter_async_context(
             session.create_client("dynamodb", region_name=REGION, endpoint_url=aws_endpoint)
@@ -197,8 +211,9 @@ async def shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path: P
             BatchSize=100,
             FunctionResponseTypes=["ReportBatchItemFailures"],
         )
-        opened.push_async_callback(lambda: functions.delete_event_source_mapping(UUID=mapping["UUID"]))
-        yield Shop(stores, commands, functions, name)
+        shop = Shop(stores, commands, functions, mapping["UUID"])
+        opened.push_async_callback(shop.lose_the_stream)
+        yield shop
 
 
 async def test_what_is_commanded_is_seen_by_queries_and_what_is_erased_is_gone(shop: Shop) -> None:
@@ -227,9 +242,30 @@ async def test_an_unknown_event_parks_its_stream_and_the_others_go_on(shop: Shop
 
 async def test_what_the_stream_lost_is_found_by_the_sweeper(shop: Shop) -> None:
     await shop.seen(await shop.create("First"))
-    (mapping,) = (await shop.functions.list_event_source_mappings(FunctionName=shop.name))["EventSourceMappings"]
-    await shop.functions.delete_event_source_mapping(UUID=mapping["UUID"])
+    await shop.lose_the_stream()
     lost = [await shop.create("Second"), await shop.create("Third")]
     assert sorted(await shop.sweep()) == sorted(result.stream for result in lost)
     assert await shop.names() == ["First", "Second", "Third"]
     assert await shop.sweep() == []
+
+
+async def test_a_database_that_was_restarted_is_connected_to_again(
+    aws_endpoint: str, package: bytes, tmp_path: Path
+) -> None:
+    try:
+        server = PostgresServer().__enter__()
+    except NoPostgres as problem:
+        pytest.skip(f"PostgreSQL tests need a server: {problem}")
+    try:
+        async with a_shop(aws_endpoint, server.create_database(), package, tmp_path) as shop:
+            await shop.seen(await shop.create("First"))
+            await asyncio.to_thread(server.crash)
+            await asyncio.to_thread(server.launch)
+            # The function is warm, and its connections are dead.
+            second = await shop.create("Second")
+            async with asyncio.timeout(WAIT):
+                while (await shop.progress(second.stream)).sequence_number == 0:
+                    await asyncio.sleep(0.05)  # no event tells of it across processes
+            assert await shop.names() == ["First", "Second"]
+    finally:
+        server.stop()

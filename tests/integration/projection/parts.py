@@ -1,4 +1,4 @@
-"""What integration tests of projections share: updaters and queries on real read models, of SQLite and of PostgreSQL."""
+"""What integration tests of projections share: updaters and queries on real read models, of each database."""
 
 from __future__ import annotations
 

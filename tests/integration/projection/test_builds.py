@@ -250,7 +250,9 @@ async def test_after_a_lost_build_no_older_generation_answers(place: Place) -> N
         await until(lambda: updater.status()[0].generation == 3)
         while await place.live() != BuildName("totals", 1, 3):
             counts.add(await place.count(totals) if await _answers(place, totals) else None)
-    assert counts == {None}
+    # What the older generation has, one event, nobody may see; the new one may be live between the two looks.
+    assert None in counts
+    assert counts <= {None, 31}
     assert await place.count(totals) == 31
 
 

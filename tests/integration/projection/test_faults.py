@@ -1,25 +1,18 @@
-"""Killed processes and full disks: every event once, nothing parked, no one waits for a person."""
+"""Killed processes: every event once, nothing parked, no one waits for a person."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-from kiseki.application.system import SystemClock
-from kiseki.journal.sqlite import SqliteJournal
-from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.projection.status import audit_projection
 from kiseki.projection.subscription import Subscription
-from tests.integration.projection.processes import Process, on_disk
 from tests.integration.projection.parts import Place, expected_steps, running, until
-from tests.unit.projection.parts import DECIDERS, Counted, Facts, Totals
+from tests.integration.projection.processes import Process, on_disk
+from tests.unit.projection.parts import DECIDERS, Counted, Totals
 
 A = "Counter-a"
-ROOT = Path(__file__).parents[3]
 
 
 async def test_a_standby_takes_over_from_a_killed_process(place: Place, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_reacts_to_an_append_and_not_to_the_clock(place: Place) -> None:
 async def test_polls_when_no_hint_comes(place: Place) -> None:
     totals = Totals()
     place.world.journal.watch = lambda wake: lambda: None  # type: ignore[method-assign]
-    place.models.builds.watch = lambda wake: lambda: None  # type: ignore[method-assign]
+    place.models.builds.watch = lambda wake: lambda: None
     updater = place.updater(totals, poll_interval=0.01)
     async with running(updater), asyncio.timeout(20):
         await updater.caught_up()
@@ -187,7 +187,7 @@ async def _finished(place: Place, request_id: int) -> bool:
 
 async def test_requests_are_polled_for_when_no_hint_comes(place: Place) -> None:
     totals = Totals()
-    place.models.builds.watch = lambda wake: lambda: None  # type: ignore[method-assign]
+    place.models.builds.watch = lambda wake: lambda: None
     await place.world.facts.happen(A, Counted(UNLUCKY))
     updater = place.updater(totals, poll_interval=0.01)
     async with running(updater), asyncio.timeout(20):

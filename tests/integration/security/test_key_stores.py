@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
+from kiseki.kernel.personal import ERASED, Erased
+from kiseki.kernel.ports import SubjectErased
 from kiseki.security.key_store import (
     KeyStore,
     KeyStoreUnavailable,
@@ -13,8 +17,11 @@ from kiseki.security.key_store import (
     SubjectKeys,
     WrappedKey,
 )
+from kiseki.security.master_key import LocalMasterKey
+from kiseki.security.protector import KeyProtector
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 from tests.integration.security.conftest import OpenStore
+from tests.support import ManualClock
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ANY_BYTES = bytes(range(256))
@@ -198,3 +205,18 @@ async def test_two_who_rewrap_the_same_do_not_count_a_key_twice(open_store: Open
     assert len(kept) == 20
     wrapped = [known.keys[0].wrapped for known in kept.values()]
     assert (wrapped.count(b"mine"), wrapped.count(b"theirs")) == counts
+
+
+async def test_protectors_of_two_processes_agree_on_keys_and_erasures(open_store: OpenStore) -> None:
+    clock, master = ManualClock(), LocalMasterKey(bytes(32))
+    one, other = [await KeyProtector.open(store=await open_store(), wrapper=master, clock=clock) for _ in range(2)]
+    sealed = (await one.ensure(["A-1"]))["A-1"].seal(b"name", b"context")
+    cipher = (await other.ciphers(["A-1"]))["A-1"]
+    assert not isinstance(cipher, Erased)
+    assert cipher.open(sealed, b"context") == b"name"
+    assert one.digest("scope", "value") == other.digest("scope", "value")
+    await one.erase("A-1")
+    clock.advance(1.0)  # after which the other asks the store again
+    assert await other.ciphers(["A-1"]) == {"A-1": ERASED}
+    with pytest.raises(SubjectErased):
+        await other.ensure(["A-1"])
