@@ -30,6 +30,7 @@ __all__ = ["LambdaRuntime", "Result"]
 
 _LOOK: Final = 0.02
 _KEPT_OUTPUT: Final = 1_000_000
+_START_SECONDS: Final = 60.0
 
 
 class Result(NamedTuple):
@@ -43,7 +44,6 @@ class Result(NamedTuple):
 class _Invocation(NamedTuple):
     request_id: str
     event: bytes
-    deadline_ms: int
 
 
 class _Answer(NamedTuple):
@@ -66,7 +66,8 @@ class LambdaRuntime:
         name: str = "function",
         python: str = sys.executable,
     ) -> None:
-        """`path`: where modules are, the first of them is the function's package. `timeout`: seconds of an event."""
+        """`path`: where modules are, the first of them is the function's package. `timeout`: seconds of an event, to
+        which the start of the process does not count."""
         self.timeout = timeout
         self.name = name
         self.starts = 0
@@ -78,6 +79,7 @@ class LambdaRuntime:
         self._events: queue.Queue[_Invocation] = queue.Queue()
         self._answers: queue.Queue[_Answer] = queue.Queue()
         self._process: subprocess.Popen[bytes] | None = None
+        self._taken_at: float | None = None
         self._output = bytearray()
         self._server = _Server(self)
 
@@ -105,11 +107,10 @@ class LambdaRuntime:
         """One event through the handler. An error, a crash and a timeout come back as errors, as from Lambda."""
         started = time.perf_counter()
         process = self._running()
-        invocation = _Invocation(
-            str(uuid.uuid4()), json.dumps(event).encode(), int((time.time() + self.timeout) * 1000)
-        )
+        invocation = _Invocation(str(uuid.uuid4()), json.dumps(event).encode())
+        self._taken_at = None
         self._events.put(invocation)
-        deadline = time.monotonic() + self.timeout
+        put_at = time.monotonic()
         while True:
             try:
                 answer = self._answers.get(timeout=_LOOK)
@@ -117,6 +118,8 @@ class LambdaRuntime:
                 if process.poll() is not None:
                     self.kill()
                     return _error("Runtime.ExitError", f"the process ended with {process.returncode}", started)
+                taken_at = self._taken_at
+                deadline = put_at + _START_SECONDS if taken_at is None else taken_at + self.timeout
                 if time.monotonic() > deadline:
                     self.kill()  # with all that was in the environment
                     return _error("Sandbox.Timedout", f"timed out after {self.timeout:g} seconds", started)
@@ -203,9 +206,11 @@ class LambdaRuntime:
         process = self._process
         while process is not None and process is self._process and process.poll() is None:
             try:
-                return self._events.get(timeout=0.2)
+                invocation = self._events.get(timeout=0.2)
             except queue.Empty:
                 continue
+            self._taken_at = time.monotonic()
+            return invocation
         return None
 
     def answered(self, answer: _Answer) -> None:
@@ -240,13 +245,13 @@ class _Api(BaseHTTPRequestHandler):
         if invocation is None:
             self.close_connection = True
             return
-        name = self.server.runtime.name
+        name, timeout = self.server.runtime.name, self.server.runtime.timeout
         self._say(
             200,
             invocation.event,
             {
                 "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
-                "Lambda-Runtime-Deadline-Ms": str(invocation.deadline_ms),
+                "Lambda-Runtime-Deadline-Ms": str(int((time.time() + timeout) * 1000)),
                 "Lambda-Runtime-Invoked-Function-Arn": f"arn:aws:lambda:eu-west-1:000000000000:function:{name}",
                 "Lambda-Runtime-Trace-Id": "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Sampled=0",
             },

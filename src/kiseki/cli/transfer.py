@@ -1,4 +1,7 @@
-"""`kiseki journal export` and `kiseki journal import`: a whole journal as a file of JSON lines, also between stores."""
+"""`kiseki journal export` and `kiseki journal import`: a whole journal as a file of JSON lines, also between stores.
+
+Keys are not part of it: personal data stays sealed, and is readable again only where the same key store is.
+"""
 
 from __future__ import annotations
 

@@ -112,7 +112,6 @@ class _Window:
         self.places: dict[str, int] = {}
         self.bytes = 0
         self.iterator: str | None = None
-        self.is_iterator_new = True
         self.ended = False
         self.at_tip = False
         """Whether the last call found nothing."""
@@ -323,16 +322,20 @@ class ChangeStream:
             self._grown()
 
     async def _records(self, window: _Window) -> list[Change]:
-        looks = _LOOKS_AT_FIRST if window.is_iterator_new and not window.latest else 1
-        for _ in range(looks):
+        looks, looks_at_most = 0, 1
+        while looks < looks_at_most:
+            looks += 1
+            if window.iterator is None:
+                window.iterator = await self._new_iterator(window)
+                looks_at_most = 1 if window.latest else looks + _LOOKS_AT_FIRST
             try:
-                answer = await self._get(window)
+                request = {"ShardIterator": window.iterator, "Limit": _RECORDS}
+                answer = await self._client.call_streams("GetRecords", request)
             except DynamoDbRefused as problem:
-                if problem.kind != _EXPIRED:
+                if problem.kind != _EXPIRED or looks > 1:
                     raise
-                window.iterator = None
-                answer = await self._get(window)
-            window.is_iterator_new = False
+                window.iterator, looks_at_most = None, looks + 1
+                continue
             window.iterator = answer.get("NextShardIterator")
             window.ended = window.iterator is None
             records = answer.get("Records", ())
@@ -340,16 +343,13 @@ class ChangeStream:
                 return [Change(record) for record in records]
         return []
 
-    async def _get(self, window: _Window) -> dict[str, Any]:
-        if window.iterator is None:
-            request = {"StreamArn": window.arn, "ShardId": window.shard}
-            if window.tip is not None:
-                request |= {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": window.tip}
-            else:
-                request["ShardIteratorType"] = "LATEST" if window.latest else "TRIM_HORIZON"
-            with_iterator = await self._client.call_streams("GetShardIterator", request)
-            window.iterator, window.is_iterator_new = with_iterator["ShardIterator"], True
-        return await self._client.call_streams("GetRecords", {"ShardIterator": window.iterator, "Limit": _RECORDS})
+    async def _new_iterator(self, window: _Window) -> str:
+        request = {"StreamArn": window.arn, "ShardId": window.shard}
+        if window.tip is not None:
+            request |= {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": window.tip}
+        else:
+            request["ShardIteratorType"] = "LATEST" if window.latest else "TRIM_HORIZON"
+        return str((await self._client.call_streams("GetShardIterator", request))["ShardIterator"])
 
     def _forget(self) -> None:
         """Keeps memory bounded: drops what was not used for longest."""

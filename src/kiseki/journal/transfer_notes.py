@@ -11,13 +11,12 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
 from kiseki.journal.port import IdempotencyRecord
-from kiseki.journal.sqlite_append import timestamp
 from kiseki.journal.transfer import HeldClaim, TransferFailed
 from kiseki.journal.transfer_lines import StoredCommit
 
@@ -135,7 +134,7 @@ class TransferNotes:
         """Adds idempotency records; how many of them are new."""
         rows = []
         for record in records:
-            expires_at = timestamp(record.expires_at)
+            expires_at = _timestamp(record.expires_at)
             content = msgspec.json.encode((record.command_hash, record.stream, record.sequence_number, expires_at))
             rows.append((side, record.key, content.decode(), expires_at))
         return self._keep_new(_KEEP_RECORD, rows)
@@ -174,7 +173,7 @@ class TransferNotes:
 
     def lacks_a_record(self, now: datetime) -> bool:
         """Whether the journal lacks a record of the file that has not expired."""
-        return self._one(_RECORD_OF_THE_FILE_ALONE, timestamp(now)) is not None
+        return self._one(_RECORD_OF_THE_FILE_ALONE, _timestamp(now)) is not None
 
     def _keep_new(self, statement: str, rows: Sequence[tuple[str, ...]]) -> int:
         with self._transaction():
@@ -195,3 +194,8 @@ class TransferNotes:
                 raise TransferFailed(
                     f"notes can't be kept in the temporary folder: {problem}; make room there, or set TMPDIR"
                 ) from problem
+
+
+def _timestamp(moment: datetime) -> str:
+    # Of constant width, so that the order of text is that of time.
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -42,6 +42,10 @@ class JournalWalk:
                 yield new
             self._position = page.position
 
+    async def behind(self) -> int:
+        """How many commits there are that the feed has not shown yet. Raises JournalUnavailable."""
+        return (await self._journal.lag(self._position)).commits
+
     async def complete(self, stream: str) -> None:
         """Notes what a stream holds beyond what the feed has shown so far; a feed may lag behind its streams."""
         note = (await asyncio.to_thread(self._notes.streams, JOURNAL, [stream])).get(stream, NOTHING)

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -36,6 +36,7 @@ __all__ = ["Finding", "HasHeads", "Sweeper", "SweeperSettings"]
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class HasHeads(Protocol):
     """A journal that knows which streams had commits lately."""
 

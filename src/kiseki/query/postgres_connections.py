@@ -103,7 +103,7 @@ class Connections:
             try:
                 yield connection
             except Exception as problem:
-                if leaves_sound(problem):
+                if leaves_sound(problem) and not driver.is_closed():
                     await driver.execute("ROLLBACK")
                 raise
             await driver.execute("COMMIT")

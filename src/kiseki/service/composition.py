@@ -7,7 +7,7 @@ same shutdown that ends a process that ran.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -27,6 +27,7 @@ from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
 from kiseki.projection.subscription import follows_of
+from kiseki.projection.sweeper import HasHeads, Sweeper, SweeperSettings
 from kiseki.projection.updater import Updater
 from kiseki.query.queries import Queries
 from kiseki.query.waiting import ConsistencyWaiter
@@ -88,9 +89,11 @@ async def compose(
     composer = _Composer(
         application, settings, stores, clock=clock, ids=ids, metrics=metrics, health=health, shutdown=shutdown
     )
+    running: dict[str, Callable[[], Coroutine[None, None, None]]] = {}
     updater = composer.updater() if parts.updater else None
     if updater is not None:
         await updater.check()
+        running = {"updater": updater.run, **composer.sweepers(updater)}
     apis: list[ServedApi] = []
     if parts.command:
         apis.append(composer.command_api())
@@ -102,7 +105,7 @@ async def compose(
         apis=apis,
         identity=DevelopmentIdentity(actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles),
         measure=composer.measure if parts.updater else _nothing,
-        running=[] if updater is None else [asyncio.create_task(updater.run(), name="updater")],
+        running=[asyncio.create_task(run(), name=name) for name, run in running.items()],
     )
 
 
@@ -165,6 +168,31 @@ class _Composer:
         self._shutdown.add(Phase.BEFORE_CLUSTER_SHUTDOWN, "projections", updater.stop)
         self._health.add_remote("projections", partial(_check_projections, updater))
         return updater
+
+    def sweepers(self, updater: Updater) -> dict[str, Callable[[], Coroutine[None, None, None]]]:
+        """What finds events that a stream lost, for journals that are followed by one."""
+        journal = self._stores.journal
+        if not isinstance(journal, HasHeads):
+            return {}
+
+        def runs(projection: str) -> bool:
+            return any(one.projection == projection and one.role != "standby" for one in updater.status())
+
+        sweeper = Sweeper(
+            projections=self._application.projections,
+            deciders=self._application.deciders,
+            journal=journal,
+            heads=journal,
+            builds=self._stores.read_models.builds,
+            codec=EventCodec(self._application.schema, self._stores.protector, self._metrics),
+            protector=self._stores.protector,
+            telemetry=self._metrics,
+            clock=self._clock,
+            settings=SweeperSettings(interval=self._settings.sweep_interval),
+            runs=runs,
+        )
+        self._shutdown.add(Phase.BEFORE_CLUSTER_SHUTDOWN, "sweeper", sweeper.stop)
+        return {"sweeper": sweeper.run}
 
     def command_api(self) -> ServedApi:
         handler = command_handler(

@@ -151,7 +151,7 @@ class LambdaHandler:
             raise
         finally:
             counts.parked = parts.telemetry.parked_streams - parked_before
-        if batch.problem is None:
+        if batch.done == len(batch.deliveries):
             return None
         return _give_back(records, batch, counts)
 

@@ -71,6 +71,7 @@ def prepare(environ: Mapping[str, str], directory: Path) -> LambdaParts:
     reference = given.pop(_APP, "") or _SHIPPED
     settings = load_settings(options={}, environ=given, directory=directory)
     source = _source(settings)
+    _require_master_key(settings)
     application = load_lambda_application(reference)
     telemetry = ParkedCounter()
 
@@ -113,6 +114,15 @@ def _source(settings: Settings) -> Source:
         )
     address = DynamoDbAddress.parse(url.text)
     return Source(address.table("journal"), address.region, commit_of)
+
+
+def _require_master_key(settings: Settings) -> None:
+    """Every environment would else make a key of its own, and the first one the key of a new key store."""
+    if settings.master_key is None or not settings.master_key.is_file():
+        raise SettingsError(
+            f"{ENVIRONMENT_PREFIX}MASTER_KEY has to name a file of the function that holds the master key, the same as "
+            "that of the service's other processes"
+        )
 
 
 def load_lambda_application(reference: str) -> Application:

@@ -132,7 +132,8 @@ async def test_what_does_not_pass_ends_at_the_deadline(
 ) -> None:
     fake.afterwards = PASSING[passing]
     client = connect(attempt_timeout=0.1)
-    async with asyncio.timeout(2.0):  # far above the deadline, and far below what all attempts take
+    await client._credentials.keys()  # they take their time once
+    async with asyncio.timeout(5.0):  # far above the deadline
         with pytest.raises(DynamoDbUnavailable) as caught:
             await client.call("TransactWriteItems", TRANSACTION, deadline=0.4)
     assert len(fake.requests) > 1
@@ -247,6 +248,7 @@ async def test_while_the_server_is_gone_calls_fail_at_once_and_after_it_they_go(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         client = connect(f"http://127.0.0.1:{taken.getsockname()[1]}", deadline=0.1)
+        await client._credentials.keys()
         problem = await problem_of(client)
         assert "onnection refused" in str(problem)
         with caplog.at_level(logging.WARNING):
@@ -264,8 +266,32 @@ async def test_while_the_server_is_gone_calls_fail_at_once_and_after_it_they_go(
     assert await asyncio.gather(*(problem_of(client) for _ in range(10))) == [None] * 10
 
 
+async def test_when_the_call_that_tries_is_cancelled_another_tries(connect: Connect, fake: FakeDynamoDb) -> None:
+    fake.answers = [silence]
+    client = connect()
+    client._tables.circuit._open_until = time.monotonic()  # the pause is over
+    call = asyncio.create_task(client.call("GetItem", GET))
+    await fake.arrived.wait()
+    assert "left alone" in str(await problem_of(client))
+    call.cancel()
+    await asyncio.wait([call])
+    assert await client.call("GetItem", GET) == {}
+
+
+async def test_who_has_little_time_does_not_stop_calls_of_others(connect: Connect, fake: FakeDynamoDb) -> None:
+    client = connect(attempt_timeout=2.0)
+    await client._credentials.keys()
+    fake.afterwards = silence
+    client._tables.circuit._window = 0.0
+    for _ in range(10):
+        with pytest.raises(DynamoDbUnavailable, match="no answer in"):
+            await client.call("GetItem", GET, deadline=0.01)
+    fake.afterwards = OK
+    assert await client.call("GetItem", GET) == {}
+
+
 async def test_streams_may_be_gone_alone(connect: Connect, fake: FakeDynamoDb) -> None:
-    client = connect(deadline=0.1)
+    client = connect()
     client._streams.circuit._open_until = time.monotonic() + 1_000.0
     with pytest.raises(DynamoDbUnavailable, match="left alone"):
         await client.call_streams("GetRecords", {})

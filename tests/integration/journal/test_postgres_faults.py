@@ -197,7 +197,7 @@ async def test_a_server_that_is_not_durable(server: PostgresServer, address: Pos
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [("synchronous_commit = off", "synchronous_commit is off"), ("default_transaction_read_only = on", "is read-only")],
+    [("synchronous_commit = off", "synchronous_commit is off"), ("default_transaction_read_only = on", "default_transaction_read_only")],
 )
 async def test_a_database_that_is_not_fit(
     server: PostgresServer, address: PostgresAddress, setting: str, said: str

@@ -20,14 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiseki.journal.port import Commit, CommitMetadata, IdempotencyRecord
-from kiseki.journal.transfer import HeldClaim, TransferableJournal, TransferTargetDiffers
+from kiseki.journal.postgres import PostgresJournal
+from kiseki.journal.transfer import HeldClaim, TransferableJournal, TransferFailed, TransferTargetDiffers
+from kiseki.journal.transfer_export import export_journal
 from kiseki.journal.transfer_import import import_journal
 from kiseki.journal.verify import verify
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.testing.journal_conformance import SetClock, claimed, encoded, everything, metadata, whole_feed
 from kiseki.testing.journal_tests.transfer import held_by, records_of
 from tests.integration.journal.dynamodb_parts import emulator_credentials
-from tests.integration.journal.sqlite_parts import child, line_from, say
+from tests.integration.journal.postgres_parts import SlowAppend, new_journal
+from tests.integration.journal.sqlite_parts import Groups, child, line_from, say
 from tests.integration.journal.transfer_parts import (
     STORES,
     Open,
@@ -40,6 +43,7 @@ from tests.integration.journal.transfer_parts import (
     imported,
     memory,
     postgres,
+    silent,
     sqlite,
 )
 
@@ -281,6 +285,24 @@ async def test_a_claim_that_the_file_does_not_have_is_refused(place: Open, store
         with pytest.raises(TransferTargetDiffers, match=r"Thing-2 holds a value for address.*nothing was written"):
             await imported(after, data)
         assert await whole_feed(after) == []
+
+
+async def test_an_export_waits_for_an_append_that_is_under_way(postgres_url: str) -> None:
+    """What was acknowledged behind a slow transaction is not in the feed yet, and must not be missing in the file."""
+    address = await new_journal(postgres_url)
+    journal = await PostgresJournal.open(address, clock=SetClock(), telemetry=Groups())
+    try:
+        await journal.check()
+        slow = await SlowAppend.begin(address, "Slow-1")
+        await journal.append("Thing-1", 0, [encoded("a")], metadata=metadata("A"))
+        with pytest.raises(TransferFailed, match="1 commits can't be read yet"):
+            await export_journal(journal, io.BytesIO(), clock=SetClock(), progress=silent, patience=0)
+        exporting = asyncio.ensure_future(exported(journal))
+        await slow.land()
+        async with asyncio.timeout(60):
+            assert by_stream(await exporting) == {"Slow-1": [1], "Thing-1": [1]}
+    finally:
+        await journal.close()
 
 
 async def import_and_tell(path: Path, file: str, waits: str) -> None:

@@ -199,7 +199,6 @@ async def a_shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path:
                     "KISEKI_JOURNAL": settings.journal,
                     "KISEKI_READ_MODEL": settings.read_model,
                     "KISEKI_MASTER_KEY": str(settings.master_key),
-                    "KISEKI_DATA_DIR": str(tmp_path / "function"),
                 }
             },
         )

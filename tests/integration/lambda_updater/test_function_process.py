@@ -126,7 +126,7 @@ async def test_an_environment_that_is_killed_after_writing_has_applied_everythin
 async def test_a_function_that_waits_for_its_database_answers_before_it_is_killed(shop: Shop) -> None:
     await shop.create(2)
     records = await shop.records()
-    with shop.function(do="wait", timeout=8.0) as function:
+    with shop.function(do="wait", timeout=4.0) as function:
         assert (await invoke(function, records))[:2] == (given_back(records[0]), None), function.output
         assert function.lines()[-1]["redelivered"] == 2
     with shop.function() as function:
@@ -137,7 +137,7 @@ async def test_a_function_that_waits_for_its_database_answers_before_it_is_kille
 async def test_a_function_that_is_killed_because_its_time_was_up_has_lost_nothing(shop: Shop) -> None:
     await shop.create(2)
     records = await shop.records()
-    with shop.function(do="stuck", timeout=8.0) as function:
+    with shop.function(do="stuck", timeout=4.0) as function:
         result = await invoke(function, records)
         assert result.error is not None
         assert result.error["errorType"] == "Sandbox.Timedout"

@@ -81,6 +81,8 @@ async def test_a_rebuild_is_seen_by_the_next_query(place: Place) -> None:
     totals = Totals()
     await place.updater(totals).run_until_caught_up()
     await place.count(totals)
+    progress = place.models.database.progress
+    assert (await progress(totals.projection, [A]))[A].sequence_number == 0
     builds = place.models.builds
     build = await builds.create(totals.projection, Subscription(totals.projection, DECIDERS).definition)
     store = await builds.open(totals.projection, build.name, Subscription(totals.projection, DECIDERS).definition)
@@ -88,6 +90,7 @@ async def test_a_rebuild_is_seen_by_the_next_query(place: Place) -> None:
     await place.world.facts.happen(A, Counted(1))
     await place.updater(totals).run_until_caught_up()
     assert await place.live() == BuildName("totals", 1, 2)
+    assert (await progress(totals.projection, [A]))[A].sequence_number == 1
     assert await place.count(totals) == 1
 
 

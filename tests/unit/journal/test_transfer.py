@@ -489,6 +489,9 @@ class Told(MemoryJournal):
         page = tuple(self.told[start : start + min(limit, 4)])
         return FeedPage(page, Position(f"{start + len(page)}"))
 
+    async def lag(self, after: Position) -> Lag:
+        return Lag(len(self.told) - int(after or 0), None)
+
 
 async def told(order: Callable[[list[Commit]], list[Commit]]) -> tuple[MemoryJournal, Told]:
     """A journal, and one that holds the same and whose feed shows it in another way."""
@@ -582,6 +585,39 @@ async def test_what_is_appended_meanwhile_is_exported_or_told() -> None:
         assert (await imported(new_journal(), data)).written == commits
 
 
+class Holding(MemoryJournal):
+    """A feed that holds its last commits back for as long as an append before them is under way."""
+
+    held = 3
+    looks = 1
+
+    async def feed(self, after: Position, *, limit: int = 500) -> FeedPage:
+        page = await super().feed(after, limit=limit)
+        if not self.held or after == START:
+            kept = page.commits[: len(page.commits) - self.held]
+            return FeedPage(kept, self._position(len(kept))) if after == START else page
+        return FeedPage((), after)
+
+    async def lag(self, after: Position) -> Lag:
+        if after != START:
+            self.looks -= 1
+            if self.looks == 0:
+                self.held = 0
+        return await super().lag(after)
+
+
+async def test_what_a_feed_holds_back_is_waited_for() -> None:
+    holding = Holding(clock=SetClock())
+    holding.held, holding.looks = 0, -1
+    await fill(holding, 3, 3)
+    whole = content(await exported(holding))
+    holding.held, holding.looks = 3, 3
+    assert content(await exported(holding)) == whole
+    holding.held, holding.looks = 3, -1
+    with pytest.raises(TransferFailed, match="3 commits can't be read yet, because an append before them"):
+        await export_journal(holding, io.BytesIO(), clock=SetClock(), progress=silent, patience=0)
+
+
 class Generated(MemoryJournal):
     """A journal of any size that takes no room: its feed makes up what it holds, and appending forgets."""
 
@@ -608,7 +644,7 @@ class Generated(MemoryJournal):
         return Commit(stream=stream, first_sequence_number=after + 1, metadata=rest["metadata"], events=tuple(events))
 
     async def lag(self, after: Position) -> Lag:
-        return Lag(self.size, None)
+        return Lag(self.size - int(after or 0), None)
 
 
 async def test_memory_does_not_grow_with_the_journal(tmp_path: Any) -> None:

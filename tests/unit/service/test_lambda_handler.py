@@ -15,8 +15,8 @@ from sqlalchemy import Column, Integer
 from kiseki import Erased, Unavailable
 from kiseki.journal.port import CorruptJournal, JournalUnavailable
 from kiseki.kernel.errors import DefinitionError
-from kiseki.projection.port import Batch, BuildName, BuildState, GuardMoved
-from tests.unit.projection.parts import UNLUCKY, Counted, Elsewhere, Forgotten, Named, Totals
+from kiseki.projection.port import Batch, BuildMissing, BuildName, GuardMoved
+from tests.unit.projection.parts import SPOILT, UNLUCKY, Counted, Elsewhere, Forgotten, Named, Totals
 from tests.unit.service.lambda_bench import (
     ARN,
     FINE,
@@ -339,6 +339,16 @@ async def test_a_function_whose_time_is_up_gives_back_what_is_not_done(tmp_path:
         assert bench.opens == 2
 
 
+@pytest.mark.parametrize("remaining", [0.0, -1.0])
+async def test_a_function_without_any_time_gives_everything_back(bench: Bench, remaining: float) -> None:
+    records = await three_streams(bench)
+    assert await bench.invoke(records, remaining=remaining) == given_back(records[0])
+    foreign = {**records[0], "eventSourceARN": "arn:of:nothing"}
+    assert await bench.invoke([foreign], remaining=remaining) == FINE
+    assert await bench.invoke(records) == FINE
+    assert await bench.rows() == ALL_STEPS
+
+
 async def test_a_candidate_beside_the_live_build_is_kept_up_to_date_and_goes_first(bench: Bench) -> None:
     records = await three_streams(bench)
     assert await bench.invoke(records[:1]) == FINE
@@ -365,10 +375,17 @@ async def test_a_build_that_went_away_is_looked_for_at_once(bench: Bench) -> Non
     candidate = await bench.build(promote=False)
     assert await bench.invoke(records[:1]) == FINE
     await bench.models.real.builds.remove(candidate)
+
+    async def gone(name: BuildName, batch: Batch) -> None:
+        if name == candidate:
+            raise BuildMissing(f"{name} is not there any more")
+
+    bench.models.before_write = gone  # type: ignore[method-assign]
     assert await bench.invoke(records[1:]) == FINE
     assert await bench.rows() == ALL_STEPS
-    builds = await bench.models.real.builds.builds()
-    assert [build.state for build in builds] == [BuildState.LIVE]
+    another = await bench.build(promote=False)
+    assert await bench.invoke(records[:1]) == FINE
+    assert await bench.guard(A, another) == 1
 
 
 async def test_a_candidate_that_does_not_know_an_event_is_left_to_its_owner(bench: Bench) -> None:
@@ -390,6 +407,16 @@ async def test_an_erasure_is_done_before_it_is_applied(bench: Bench) -> None:
     assert await bench.invoke((await bench.records())[1:]) == FINE
     assert await bench.rows(bench.totals.totals) == []
     assert isinstance((await bench.world.protector.ciphers([A]))[A], Erased)
+    assert bench.models.written[-1][1].scrub
+
+
+async def test_an_erasure_beside_poison_is_scrubbed_too(bench: Bench) -> None:
+    await bench.world.facts.happen(A, Forgotten())
+    await bench.world.facts.happen(B, Counted(SPOILT))
+    assert await bench.invoke(await bench.records()) == FINE
+    parked = await bench.parked(B)
+    assert parked is not None
+    assert parked.code == "STATEMENT_FAILED"
     assert bench.models.written[-1][1].scrub
 
 

@@ -10,7 +10,13 @@ from kiseki.service.lambda_handler import handler
 from kiseki.service.lambda_parts import prepare
 from kiseki.service.settings import SettingsError
 
-SHOP = {"KISEKI_JOURNAL": "dynamodb://shop?region=eu-west-1", "KISEKI_READ_MODEL": "postgresql://app@db/shop"}
+MASTER_KEY = str(Path(__file__))
+"""Any file will do: it is not opened here."""
+SHOP = {
+    "KISEKI_MASTER_KEY": MASTER_KEY,
+    "KISEKI_JOURNAL": "dynamodb://shop?region=eu-west-1",
+    "KISEKI_READ_MODEL": "postgresql://app@db/shop",
+}
 
 
 def test_the_table_comes_from_the_journal_and_the_application_from_its_variable(tmp_path: Path) -> None:
@@ -46,6 +52,13 @@ def test_other_settings_are_checked_as_everywhere(tmp_path: Path) -> None:
 def test_a_journal_that_has_no_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="KISEKI_JOURNAL to dynamodb://"):
         prepare({}, tmp_path)
+
+
+@pytest.mark.parametrize("file", [None, "/nowhere/master.key", "/"])
+def test_a_function_does_not_make_a_master_key_of_its_own(tmp_path: Path, file: str | None) -> None:
+    environ = {name: value for name, value in SHOP.items() if name != "KISEKI_MASTER_KEY"}
+    with pytest.raises(SettingsError, match="KISEKI_MASTER_KEY has to name a file"):
+        prepare(environ if file is None else {**environ, "KISEKI_MASTER_KEY": file}, tmp_path)
 
 
 def test_settings_may_stand_in_a_file_of_the_package(tmp_path: Path) -> None:
