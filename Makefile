@@ -7,7 +7,7 @@ DEV_VENV := .venv-dev
 EMULATORS := .venv-emulators
 BIN := $(DEV_VENV)/bin
 
-.PHONY: run test check pytest soak bench lock format clean
+.PHONY: run test check pytest soak bench bench-journals lock format clean
 
 run: $(VENV)/.ready
 	@exec $(VENV)/bin/kiseki serve $(ARGS)
@@ -28,6 +28,9 @@ soak: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 
 bench: $(DEV_VENV)/.ready
 	$(BIN)/python -m benchmarks whole-path $(ARGS)
+
+bench-journals: $(DEV_VENV)/.ready $(EMULATORS)/.ready
+	$(BIN)/python -m benchmarks journals $(ARGS)
 
 $(VENV)/.ready: requirements.lock tools/make-venv.sh pyproject.toml
 	@tools/make-venv.sh $(VENV) requirements.lock

@@ -31,6 +31,7 @@ from kiseki.clients.dynamodb_errors import (
     ConditionFailed,
     DynamoDbRefused,
     DynamoDbUnavailable,
+    OutOfTime,
     Passing,
     TransactionCanceled,
     failure,
@@ -133,8 +134,9 @@ class DynamoDbClient:
             try:
                 return await self._attempt(service, operation, body, request, end)
             except Passing as failed:
-                problem = failed
-            refusals += problem.is_credentials
+                if problem is None or not isinstance(failed, OutOfTime):  # an earlier one says more
+                    problem = failed
+                refusals += failed.is_credentials
             pause = random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))  # noqa: S311  # no secret
             if refusals > 1 or now() + pause >= end:
                 break
@@ -150,6 +152,9 @@ class DynamoDbClient:
             if keys is None:
                 keys = await self._find_keys(end, operation, request)
             session = self._connected()
+            granted = min(self._attempt_timeout, end - asyncio.get_running_loop().time())
+            if granted <= 0:
+                raise OutOfTime("no time was left")
             headers = self._signer.headers(
                 keys, host=service.host, target=service.prefix + operation, body=body, now=datetime.now(UTC)
             )
@@ -160,7 +165,7 @@ class DynamoDbClient:
                     f"{target_of(operation, request)}: DynamoDB does not answer and is left alone for a moment",
                     retry_after=ceil(problem.seconds) or 1,
                 ) from problem
-            status, checksum, content = await self._post(session, service, headers, body, end=end, probe=probe)
+            status, checksum, content = await self._post(session, service, headers, body, granted=granted, probe=probe)
         finally:
             self._slots.release()
         try:
@@ -178,14 +183,14 @@ class DynamoDbClient:
             async with asyncio.timeout_at(end):
                 await self._slots.acquire()
         except TimeoutError as problem:
-            raise Passing(f"no connection was free, {self._connections} are in use") from problem
+            raise OutOfTime(f"no connection was free, {self._connections} are in use") from problem
 
     async def _find_keys(self, end: float, operation: str, request: Mapping[str, Any]) -> AwsKeys:
         try:
             async with asyncio.timeout_at(end):
                 return await self._credentials.keys()
         except TimeoutError as problem:
-            raise Passing("no AWS credentials were found in time") from problem
+            raise OutOfTime("no AWS credentials were found in time") from problem
         except AwsCredentialsMissing as problem:
             raise DynamoDbUnavailable(f"{target_of(operation, request)}: {problem}") from problem
 
@@ -196,21 +201,20 @@ class DynamoDbClient:
         headers: Mapping[str, str],
         body: bytes,
         *,
-        end: float,
+        granted: float,
         probe: bool,
     ) -> tuple[int, str | None, bytes]:
-        granted = min(self._attempt_timeout, end - asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(granted):
                 async with session.post(service.url, data=body, headers=headers, allow_redirects=False) as response:
                     content = await response.read()
         except TimeoutError as problem:
-            # A caller with little time proves nothing about the store.
-            if granted < self._attempt_timeout / 2:
+            why = f"no answer in {granted:.3g} s"
+            if granted < self._attempt_timeout / 2:  # so little time proves nothing
                 service.circuit.left(probe)
-            else:
-                _failed(service, probe)
-            raise Passing(f"no answer in {granted:.3g} s") from problem
+                raise OutOfTime(why) from problem
+            _failed(service, probe)
+            raise Passing(why) from problem
         except (aiohttp.ClientError, OSError) as problem:
             _failed(service, probe)
             raise Passing(f"the connection failed ({_reason(problem)})") from problem

@@ -18,6 +18,7 @@ __all__ = [
     "ConditionFailed",
     "DynamoDbRefused",
     "DynamoDbUnavailable",
+    "OutOfTime",
     "Passing",
     "TransactionCanceled",
     "failure",
@@ -118,6 +119,10 @@ class Passing(Exception):
         """`why` in short. `is_credentials`: others are needed."""
         super().__init__(why)
         self.is_credentials = is_credentials
+
+
+class OutOfTime(Passing):
+    """The deadline came before anything could be learned of DynamoDB."""
 
 
 def target_of(operation: str, request: Mapping[str, Any]) -> str:

@@ -22,7 +22,16 @@ import asyncpg
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.kernel.errors import KisekiError, Unavailable
 
-__all__ = ["PostgresAddress", "PostgresConnection", "PostgresPool", "connect", "is_unavailable", "quoted", "reason"]
+__all__ = [
+    "PostgresAddress",
+    "PostgresConnection",
+    "PostgresPool",
+    "connect",
+    "is_unavailable",
+    "quoted",
+    "reason",
+    "transaction",
+]
 
 PostgresConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -137,6 +146,24 @@ async def connect(
             **(settings or {}),
         },
     )
+
+
+@asynccontextmanager
+async def transaction(connection: PostgresConnection) -> AsyncIterator[None]:
+    """A transaction for the time of the block, rolled back when the block raises; on a connection of a pool.
+
+    Unlike asyncpg's own it asks nothing of a server that does not answer any more, nor for a caller that was cancelled:
+    the pool drops the connection then. Raises what asyncpg raises.
+    """
+    await connection.execute("BEGIN")
+    try:
+        yield
+    except Exception as problem:
+        if not isinstance(problem, OSError | asyncpg.InterfaceError) and not connection.is_closed():
+            await connection.execute("ROLLBACK")
+        raise
+    if await connection.execute("COMMIT") != "COMMIT":
+        raise asyncpg.InFailedSQLTransactionError("a statement of the transaction had failed")
 
 
 def _milliseconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import asyncpg
 
 from kiseki.clients.errors import NotMigrated
-from kiseki.clients.postgres import PostgresConnection, quoted
+from kiseki.clients.postgres import PostgresConnection, quoted, transaction
 from kiseki.kernel.errors import KisekiError
 
 __all__ = ["Migration", "MigrationRefused", "NotMigrated", "migrate", "require_migrated"]
@@ -67,7 +67,7 @@ async def migrate(
     """
     applied: list[int] = []
     while True:
-        async with connection.transaction():
+        async with transaction(connection):
             await _lock(connection)
             if not await connection.fetchval(_SCHEMA_EXISTS, schema):
                 await connection.execute(_SCHEMA_CREATE + quoted(schema))

@@ -1,4 +1,4 @@
-"""Which appends of a group land and which do not, one after another: the rules of the contract, the same on every store.
+"""Which appends of a group land and which do not: the rules of the contract, the same on every store.
 
 Used by stores that append in groups and hold locks meanwhile: they read what matters, let `Decisions` judge, and write
 what was accepted. Pure: nothing here touches a store.

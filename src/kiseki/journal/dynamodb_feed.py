@@ -215,7 +215,7 @@ class Feed:
         return commits, msgspec.structs.replace(place, key=dict(key), given=place.given + len(commits))
 
     async def _by_time(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace]:
-        """One page of the index. Its end is as good as a place in the stream of when it began."""
+        """One page of the index, up to an hour before the phase began."""
         until = timestamp(datetime.fromtimestamp(place.began, UTC) - _INDEX_DELAY)
         if place.since >= until:
             return [], _followed(place)
@@ -247,5 +247,6 @@ class Feed:
 
 
 def _followed(place: FeedPlace) -> FeedPlace:
-    """In the stream, at what it remembers: cursors that it has forgotten begin anew."""
-    return FeedPlace(life=place.life, phase=Phase.STREAM, at=place.began, cursors=place.cursors)
+    """In the stream, which gives what the index was not asked for. Cursors that it has forgotten begin anew."""
+    at = place.began - _INDEX_DELAY.total_seconds()
+    return FeedPlace(life=place.life, phase=Phase.STREAM, at=max(place.at, at), cursors=place.cursors)

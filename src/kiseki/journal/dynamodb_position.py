@@ -42,7 +42,7 @@ class FeedPlace(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     cursors: dict[str, str] = {}
     """By shard: the sequence number of the last record that was given, or `DONE`. Others are read from their begin."""
     began: float = 0.0
-    """When the history or index phase began; its end is as good as having followed the stream until then."""
+    """When the history or index phase began, in seconds of the epoch."""
     key: dict[str, Any] | None = None
     """Where the scan, or the query of the slice, goes on."""
     slice: int = 0

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import msgspec
 
-from kiseki.clients.postgres import PostgresConnection
+from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.decisions import Decisions, conflict
 from kiseki.journal.format import FORMAT, checksum, decode_commit, encode_commit
 from kiseki.journal.port import ClaimChange, Commit, CommitMetadata, IdempotencyRecord
@@ -213,7 +213,7 @@ async def append_decided(
     """
     keys = [request.idempotency.key for request in requests if request.idempotency]
     claims = [(claim.scope, claim.digest) for request in requests for claim in request.claims]
-    async with connection.transaction():
+    async with transaction(connection):
         await lock_values(connection, keys=keys, claims=claims)
         # Statements of their own: each sees what was committed before the locks were had.
         places = await _places(connection, requests)

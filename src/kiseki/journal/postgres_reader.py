@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from kiseki.clients.postgres import PostgresConnection
+from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.port import Commit, CorruptJournal, IdempotencyRecord, Snapshot
 from kiseki.journal.postgres_feed import PAGE_BYTES, stored
 from kiseki.journal.transfer import HeldClaim
@@ -123,7 +123,7 @@ async def read_snapshot(connection: PostgresConnection, *, stream: str, schema: 
 async def save_snapshot(connection: PostgresConnection, snapshot: Snapshot, *, keep: int) -> None:
     """Saves a snapshot and keeps the newest `keep`."""
     key = (snapshot.stream, snapshot.schema)
-    async with connection.transaction():
+    async with transaction(connection):
         await connection.execute(_SAVE_SNAPSHOT, *key, snapshot.sequence_number, snapshot.saved_at, snapshot.data)
         await connection.execute(_DROP_OLDER, *key, keep)
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeAlias
 import asyncpg
 
 from kiseki.clients.errors import NotMigrated
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, transaction
 from kiseki.clients.postgres_migrations import Migration, MigrationRefused, require_migrated
 from kiseki.journal.port import JournalUnavailable
 
@@ -179,7 +179,7 @@ async def begin_epoch(connection: PostgresConnection, address: PostgresAddress) 
 
 
 async def _begin(connection: PostgresConnection, here: _Place, *, only_elsewhere: bool) -> Lives:
-    async with connection.transaction():
+    async with transaction(connection):
         # Waits for every append under way and holds new ones back, which then see the new epoch: an append takes its
         # lock on the table before its snapshot. Without it a row of the old epoch could land behind a reader.
         await connection.execute("LOCK TABLE commits IN EXCLUSIVE MODE")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from kiseki.clients.postgres import PostgresConnection
+from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.port import ClaimTaken, IdempotencyRecord, IdempotencyTaken
 from kiseki.journal.postgres_append import lock_values, refuse_unstorable, storable_record
 from kiseki.journal.transfer import HeldClaim, claims_by_value, records_by_key
@@ -68,7 +68,7 @@ async def restore_held(
         [record.sequence_number for record in kept.values()],
         [record.expires_at for record in kept.values()],
     )
-    async with connection.transaction():
+    async with transaction(connection):
         await lock_values(connection, keys=list(kept), claims=list(holders))
         scope = await connection.fetchval(_HELD_BY_OTHERS, *claim_columns)
         if scope is not None:

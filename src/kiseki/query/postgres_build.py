@@ -183,6 +183,8 @@ class BuildSchema:
 
     async def move_guards(self, connection: PostgresConnection, moves: Sequence[GuardMove]) -> None:
         """Moves guards that are still where they were read: another writer changes nothing twice. Raises GuardMoved."""
+        # In the same order everywhere, so that writers of the same streams wait for one another and not crosswise.
+        moves = sorted(moves, key=lambda move: move.stream)
         first = [move for move in moves if move.expected == 0]
         later = [move for move in moves if move.expected]
         moved = 0

@@ -104,11 +104,12 @@ class PostgresStore:
                 # First: a build that is not there is known by it, before the projection's own statements are blamed.
                 if batch.position is not None:
                     await self._build.move_position(driver, batch.position)
+                # Before the changes: what another writer has applied already must not look like a fault of a statement.
+                if batch.guards:
+                    await self._build.move_guards(driver, batch.guards)
                 if batch.changes:
                     await connection.execution_options(**self._translated)
                     await connection.run_sync(self._changes.execute, batch.changes)
-                if batch.guards:
-                    await self._build.move_guards(driver, batch.guards)
                 if batch.park:
                     await self._build.park(driver, batch.park)
                 if batch.unpark:

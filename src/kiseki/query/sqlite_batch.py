@@ -39,8 +39,9 @@ _PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.va
 
 def execute_batch(connection: Connection, batch: Batch, name: BuildName, changes: Changes) -> None:
     """Does all of a batch. Raises StatementFailed, GuardMoved, and what the database raises about itself."""
-    changes.execute(connection, batch.changes)
+    # Before the changes: what another writer has applied already must not look like a fault of a statement.
     _move_guards(connection, batch.guards, name)
+    changes.execute(connection, batch.changes)
     if batch.park:
         connection.execute(_PARK, [parked_row(one) for one in batch.park])
     if batch.unpark:

@@ -142,6 +142,16 @@ async def test_what_does_not_pass_ends_at_the_deadline(
     assert "secret" not in str(caught.value)
 
 
+async def test_the_last_reason_that_says_something_is_told(fake: FakeDynamoDb, connect: Connect) -> None:
+    fake.answers = [error("ThrottlingException")]
+    fake.afterwards = silence
+    client = connect(attempt_timeout=30.0)
+    await client._credentials.keys()
+    with pytest.raises(DynamoDbUnavailable, match="ThrottlingException"):
+        await client.call("GetItem", GET, deadline=0.3)
+    assert len(fake.requests) == 2
+
+
 async def test_attempts_are_bounded(fake: FakeDynamoDb, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kiseki.clients.dynamodb._LONGEST_PAUSE", 0.0)
     fake.afterwards = error("ThrottlingException")
@@ -249,8 +259,9 @@ async def test_while_the_server_is_gone_calls_fail_at_once_and_after_it_they_go(
         taken.bind(("127.0.0.1", 0))  # and does not listen
         client = connect(f"http://127.0.0.1:{taken.getsockname()[1]}", deadline=0.1)
         await client._credentials.keys()
-        problem = await problem_of(client)
-        assert "onnection refused" in str(problem)
+        with pytest.raises(DynamoDbUnavailable, match="onnection refused"):
+            await client.call("GetItem", GET, deadline=1.0)
+        problem = None
         with caplog.at_level(logging.WARNING):
             while "left alone" not in str(problem):
                 problem = await problem_of(client)

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from kiseki.journal.port import START, Commit, Conflict, Journal, JournalUnavail
 from kiseki.journal.postgres import PostgresJournal
 from kiseki.journal.postgres_append import GroupResult
 from kiseki.journal.verify import verify
-from kiseki.testing.journal_conformance import claimed, encoded, everything, idempotency, metadata, whole_feed
+from kiseki.testing.journal_tests.parts import claim, claimed, encoded, everything, idempotency, metadata, whole_feed
 from tests.integration.journal.postgres_parts import (
     SlowAppend,
     append,
@@ -156,13 +157,18 @@ async def test_connections_that_the_server_ended(server: PostgresServer, address
         assert len(await whole_feed(journal)) == 10
 
 
-async def test_a_frozen_server(server: PostgresServer, address: PostgresAddress) -> None:
+@pytest.mark.parametrize("decided", [False, True])
+async def test_a_frozen_server(server: PostgresServer, address: PostgresAddress, decided: bool) -> None:
+    rest: dict[str, Any] = {"claims": [claim("v", take=False)]} if decided else {}
     async with asyncio.timeout(60), opened(address, statement_timeout=0.5) as journal:
         await append_many(journal, 5, 0)
         await journal.head()
         server.freeze()
+        started = monotonic()
         try:
-            outcomes = await append_many(journal, 5, 1)
+            outcomes = await append_many(journal, 5, 1, **rest)
+            # The server's own limit and the patience on top; nothing more is asked of it.
+            assert monotonic() - started < 0.5 + 2.0 + 1.5
             assert [type(outcome) for outcome in outcomes] == [JournalUnavailable] * 5
             assert "did not answer in time" in str(outcomes[0])
             with pytest.raises(JournalUnavailable, match="did not answer in time"):
@@ -170,7 +176,7 @@ async def test_a_frozen_server(server: PostgresServer, address: PostgresAddress)
         finally:
             server.thaw()
         await until_it_works(journal.check)
-        await append_many(journal, 5, 1)  # their own, if they landed
+        await append_many(journal, 5, 1, **rest)  # their own, if they landed
         assert len(await whole_feed(journal)) == 10
 
 
@@ -197,7 +203,10 @@ async def test_a_server_that_is_not_durable(server: PostgresServer, address: Pos
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [("synchronous_commit = off", "synchronous_commit is off"), ("default_transaction_read_only = on", "default_transaction_read_only")],
+    [
+        ("synchronous_commit = off", "synchronous_commit is off"),
+        ("default_transaction_read_only = on", "default_transaction_read_only"),
+    ],
 )
 async def test_a_database_that_is_not_fit(
     server: PostgresServer, address: PostgresAddress, setting: str, said: str

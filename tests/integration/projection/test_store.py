@@ -90,6 +90,14 @@ async def test_statements_keep_their_order_whatever_can_go_together(place: Place
     ]
 
 
+async def test_what_was_applied_already_is_not_a_statement_s_fault(store: ProjectionStore) -> None:
+    """A writer that comes too late is to read the guards again, and not to park the stream."""
+    step = (insert(totals.steps), {"id": "a", "number": 1, "amount": 5})
+    await store.write(Batch(changes=[step], guards=[GuardMove(A, 0, 1)]))
+    with pytest.raises(GuardMoved):
+        await store.write(Batch(changes=[step], guards=[GuardMove(A, 0, 1)]))
+
+
 @pytest.mark.parametrize("value", [2**70, {"a": 1}, object()])
 async def test_a_value_that_the_database_can_not_hold_is_the_statement_s_fault(
     store: ProjectionStore, value: object

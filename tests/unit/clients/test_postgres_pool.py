@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect, transaction
 from kiseki.kernel.errors import KisekiError, Unavailable
 
 SIZE = 3
@@ -159,6 +159,33 @@ async def test_connections_in_doubt_are_dropped(address: PostgresAddress, leave:
         with suppress(Unavailable):
             async with pool.connection() as connection:
                 await leave(connection)
+        assert await process_id(pool) != first
+
+
+async def test_transactions(address: PostgresAddress) -> None:
+    async with pool_of(address, size=1) as pool:
+        first = await process_id(pool)
+        async with pool.connection() as connection:
+            async with transaction(connection):
+                await connection.execute("CREATE TABLE kept (x integer)")
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                async with transaction(connection):
+                    await connection.execute("CREATE TABLE gone (x integer)")
+                    await connection.execute("SELECT 1 / 0")
+            with pytest.raises(KisekiError):
+                async with transaction(connection):
+                    await connection.execute("CREATE TABLE gone (x integer)")
+                    raise KisekiError
+            # PostgreSQL answers COMMIT with a rollback, without an error, when one was swallowed.
+            with pytest.raises(asyncpg.InFailedSQLTransactionError):
+                async with transaction(connection):
+                    with suppress(asyncpg.DivisionByZeroError):
+                        await connection.execute("SELECT 1 / 0")
+            assert await connection.fetchval("SELECT to_regclass('kept') IS NOT NULL AND to_regclass('gone') IS NULL")
+        assert await process_id(pool) == first
+        with pytest.raises(Unavailable, match="did not answer in time"):
+            async with pool.connection() as connection, transaction(connection):
+                await connection.execute("SELECT pg_sleep(60)", timeout=0.05)
         assert await process_id(pool) != first
 
 

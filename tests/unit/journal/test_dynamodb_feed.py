@@ -296,7 +296,9 @@ _splits = st.tuples(st.just("split"), st.integers(0, 7))
 _waits = st.tuples(st.just("wait"), st.sampled_from([0.01, 0.3, 3.0, 12.0, 22.5, 23.5, 25.0, 60.0]))
 _follows = st.tuples(st.just("follow"), st.integers(0, 1), st.sampled_from([1, 2, 3, 10, 500]))
 _restarts = st.tuples(st.just("restart"), st.integers(0, 1))
-_steps = st.lists(st.one_of(_writes, _writes, _writes, _splits, _waits, _follows, _follows, _restarts), min_size=10, max_size=80)
+_steps = st.lists(
+    st.one_of(_writes, _writes, _writes, _splits, _waits, _follows, _follows, _restarts), min_size=10, max_size=80
+)
 
 
 @given(steps=_steps, seed=st.integers(0, 1_000))

@@ -40,6 +40,8 @@ from kiseki.journal.transfer import (
 )
 from kiseki.journal.transfer_export import export_journal
 from kiseki.journal.transfer_import import import_journal
+from kiseki.journal.transfer_notes import TransferNotes
+from kiseki.journal.transfer_walk import JournalWalk
 from kiseki.testing.journal_conformance import SetClock, encoded, everything, metadata, whole_feed
 from kiseki.testing.journal_tests.transfer import held_by
 from tests.integration.journal.transfer_parts import (
@@ -537,6 +539,8 @@ async def test_a_gap_of_many_pages_is_filled_too() -> None:
     for n in range(1_300):
         await untidy.append("Thing-1", n, [encoded(f"{n}")], metadata=metadata(f"{n}"))
     assert content(await exported(untidy)) == content(await exported(tidy))
+    with TransferNotes() as notes:
+        assert [len(page) async for page in JournalWalk(untidy, notes).pages()] == [500, 500, 300]
 
 
 async def test_a_gap_that_the_stream_has_too_is_an_error() -> None:

@@ -189,12 +189,16 @@ async def test_a_parked_stream_whose_truth_was_restored_goes_on_by_a_retry(bench
     records = await three_streams(bench)
     bench.feed.before_read = lambda: (_ for _ in ()).throw(CorruptJournal("damaged"))
     assert await bench.invoke([records[2]]) == FINE
-    bench.feed.before_read = lambda: None
-    assert await bench.invoke([records[2]]) == FINE
-    assert await bench.rows() == []  # it is parked, and waits
     updater = bench.handler._warm
     assert updater is not None
     (target,) = updater.updater._targets
+    assert not await target.projector.retry(A)
+    parked = await bench.parked(A)
+    assert parked is not None
+    assert (parked.code, parked.attempts) == ("UNREADABLE", 2)
+    bench.feed.before_read = lambda: None
+    assert await bench.invoke([records[2]]) == FINE
+    assert await bench.rows() == []  # it is parked, and waits
     assert await target.projector.retry(A)
     assert await bench.rows() == ALL_STEPS[:2]
 
@@ -334,6 +338,8 @@ async def test_a_function_whose_time_is_up_gives_back_what_is_not_done(tmp_path:
         async def fine(name: BuildName, batch: Batch) -> None: ...
 
         bench.models.before_write = fine  # type: ignore[method-assign]
+        foreign = {**records[0], "eventSourceARN": "arn:of:nothing"}
+        assert await bench.invoke([foreign], remaining=0.0) == FINE
         assert await bench.invoke(records[2:]) == FINE
         assert await bench.rows() == ALL_STEPS
         assert bench.opens == 2
