@@ -53,11 +53,13 @@ class Decisions(Generic[_W]):
         self._claims_before = claims
         self._claims: dict[tuple[str, str], str | None] = dict(claims)
 
-    def judge(self, wish: _W, *, last: int, there: str | None, own: Callable[[_W], Commit]) -> Commit | KisekiError:
+    def judge(
+        self, wish: _W, *, last: int, there: str | None, own: Callable[[_W], Commit | KisekiError]
+    ) -> Commit | KisekiError:
         """The outcome of one append, after those before it in the group: the first of these rules that applies.
 
         `last` is the stream's last sequence number and `there` the id of the commit at the wanted place, both as they
-        were when the group began; `own` gives the stored commit when it is the caller's.
+        were when the group began; `own` gives the stored commit when it is the caller's, or why it can't be read.
         """
         commit = wish.commit
         own_id = commit.metadata.commit_id

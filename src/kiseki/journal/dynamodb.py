@@ -88,7 +88,9 @@ class DynamoDbJournal:
         self._watchers = Watchers(poll=poll)
         self._changes = ChangeStream(client, shared=shared, grown=self._watchers.wake)
         self._index = TimeIndex(client)
-        self._feed = Feed(client, self._changes, self._index, now=aws_time, remembered=remembered, lookback=lookback)
+        self._feed = Feed(
+            client, self._changes, self._index, self._reader, now=aws_time, remembered=remembered, lookback=lookback
+        )
         self._snapshots = DynamoDbSnapshots(client)
         self._held = HeldParts(client, clock=clock, aws_time=aws_time)
         self._under_way = 0

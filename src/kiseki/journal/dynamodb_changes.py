@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from kiseki.clients.dynamodb import DynamoDbClient, DynamoDbRefused
 from kiseki.clients.errors import NotMigrated
 from kiseki.journal.dynamodb_explain import explained
-from kiseki.journal.dynamodb_items import BY_SLICE, commit_of, is_commit, item_bytes, moment_of
+from kiseki.journal.dynamodb_items import BY_SLICE
 from kiseki.journal.dynamodb_position import Shard, Shards
-from kiseki.journal.port import Commit
+from kiseki.journal.dynamodb_window import Change, Run, Window
 
-__all__ = ["Change", "ChangeStream", "ChangesTrimmed", "Run", "StreamAbout"]
+__all__ = ["ChangeStream", "ChangesTrimmed", "StreamAbout"]
 
 _RECORDS: Final = 1_000
 _RENEWED_AFTER: Final = 30.0
@@ -57,94 +57,6 @@ class StreamAbout(NamedTuple):
     """About how many items the table has; DynamoDB counts every few hours."""
 
 
-class Change:
-    """One record of the stream."""
-
-    __slots__ = ("_commit", "_image", "bytes", "created", "sequence")
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        about = record["dynamodb"]
-        self.sequence = str(about["SequenceNumber"])
-        self.created = float(about.get("ApproximateCreationDateTime", 0))
-        """Seconds of the epoch, AWS's time."""
-        image = about.get("NewImage") or {}
-        self._image: Mapping[str, Any] | None = image if is_commit(image) else None
-        self.bytes = item_bytes(image)
-        self._commit: Commit | None = None
-
-    @property
-    def is_commit(self) -> bool:
-        """Whether a commit was added; nobody but an administrator does anything else to the table."""
-        return self._image is not None or self._commit is not None
-
-    def commit(self) -> Commit:
-        """The commit that was added. Raises CorruptJournal."""
-        if self._commit is None:
-            self._commit = commit_of(self._image or {})
-            self._image = None  # so that it is not kept twice
-        return self._commit
-
-    def committed_at(self) -> datetime:
-        """When the commit was made. Raises CorruptJournal."""
-        if self._commit is not None:
-            return self._commit.metadata.committed_at
-        return moment_of(self._image or {}, "committed-at")
-
-
-class Run(NamedTuple):
-    """Changes of a shard one after the other. `drained`: there is nothing more now; `ended`: nor will there be."""
-
-    changes: Sequence[Change]
-    drained: bool
-    ended: bool
-
-
-class _Window:
-    """Changes of a shard without a gap, growing at its tip."""
-
-    def __init__(self, arn: str, shard: str, start: str | None, *, latest: bool = False) -> None:
-        self.arn = arn
-        self.shard = shard
-        self.start = start
-        self.latest = latest
-        """Whether it began at what was then the tip, so that nobody's cursor leads to its begin."""
-        self.changes: list[Change] = []
-        self.places: dict[str, int] = {}
-        self.bytes = 0
-        self.iterator: str | None = None
-        self.ended = False
-        self.at_tip = False
-        """Whether the last call found nothing."""
-        self.looked_at = float("-inf")
-        self.used_at = float("-inf")
-        self.calls = 0
-        self.lock = asyncio.Lock()
-
-    def place(self, cursor: str | None) -> int | None:
-        """The index of the first change after a cursor, None when the window does not know it."""
-        if cursor == self.start and not self.latest:
-            return 0
-        return None if cursor is None else self.places.get(cursor)
-
-    @property
-    def tip(self) -> str | None:
-        return self.changes[-1].sequence if self.changes else self.start
-
-    def add(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            self.changes.append(change)
-            self.places[change.sequence] = len(self.changes)
-            self.bytes += change.bytes
-
-    def drop_half(self) -> None:
-        """Forgets the older half."""
-        half = (len(self.changes) + 1) // 2
-        self.start, self.latest = self.changes[half - 1].sequence, False
-        self.changes = self.changes[half:]
-        self.places = {change.sequence: place for place, change in enumerate(self.changes, 1)}
-        self.bytes = sum(change.bytes for change in self.changes)
-
-
 class ChangeStream:
     """Reads the stream of one table."""
 
@@ -168,7 +80,7 @@ class ChangeStream:
         self._shards = Shards(())
         self._renewed_at = float("-inf")
         self._renewing = asyncio.Lock()
-        self._windows: dict[str, list[_Window]] = {}
+        self._windows: dict[str, list[Window]] = {}
         self._expected_at = float("-inf")
 
     def expect(self) -> None:
@@ -261,7 +173,7 @@ class ChangeStream:
             if not windows:
                 if shard.closed:
                     continue
-                windows.append(_Window(about.arn, shard.id, None, latest=True))
+                windows.append(Window(about.arn, shard.id, None, latest=True))
                 is_first_look = True
             window = max(windows, key=lambda each: (each.at_tip, each.used_at))
             if not window.ended and (window.at_tip or window.latest):
@@ -273,26 +185,26 @@ class ChangeStream:
         if is_first_look:
             self._grown()  # nobody knows what came before it
 
-    def _is_known_empty(self, window: _Window) -> bool:
+    def _is_known_empty(self, window: Window) -> bool:
         is_fresh = self._now() - window.looked_at < self._shared
         return window.at_tip and is_fresh and window.looked_at >= self._expected_at
 
-    def _window(self, arn: str, shard: str, cursor: str | None) -> tuple[_Window, int]:
+    def _window(self, arn: str, shard: str, cursor: str | None) -> tuple[Window, int]:
         """The window that leads furthest from a cursor, and where in it; a new one when none knows it."""
         windows = self._windows.setdefault(shard, [])
-        best: tuple[_Window, int] | None = None
+        best: tuple[Window, int] | None = None
         for window in windows:
             place = window.place(cursor)
             if place is not None and (best is None or len(window.changes) - place > len(best[0].changes) - best[1]):
                 best = window, place
         if best is None:
-            best = _Window(arn, shard, cursor), 0
+            best = Window(arn, shard, cursor), 0
             if len(windows) >= _WINDOWS:
                 windows.remove(min(windows, key=lambda window: window.used_at))
             windows.append(best[0])
         return best
 
-    async def _grow(self, window: _Window) -> None:
+    async def _grow(self, window: Window) -> None:
         """One more call at the tip of a window, shared by all who wait for it."""
         seen = window.calls
         async with window.lock:
@@ -321,7 +233,7 @@ class ChangeStream:
         if was_at_tip and changes:
             self._grown()
 
-    async def _records(self, window: _Window) -> list[Change]:
+    async def _records(self, window: Window) -> list[Change]:
         looks, looks_at_most = 0, 1
         while looks < looks_at_most:
             looks += 1
@@ -343,7 +255,7 @@ class ChangeStream:
                 return [Change(record) for record in records]
         return []
 
-    async def _new_iterator(self, window: _Window) -> str:
+    async def _new_iterator(self, window: Window) -> str:
         request = {"StreamArn": window.arn, "ShardId": window.shard}
         if window.tip is not None:
             request |= {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": window.tip}

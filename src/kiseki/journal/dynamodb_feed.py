@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 
 from kiseki.clients.dynamodb import DynamoDbClient
-from kiseki.journal.dynamodb_changes import Change, ChangeStream, StreamAbout
+from kiseki.journal.dynamodb_changes import ChangeStream, StreamAbout
 from kiseki.journal.dynamodb_explain import explained
 from kiseki.journal.dynamodb_index import TimeIndex
-from kiseki.journal.dynamodb_items import SLICES, commit_of, is_commit, timestamp
+from kiseki.journal.dynamodb_items import SLICES, commit_of, is_commit, place_of, timestamp
 from kiseki.journal.dynamodb_position import FeedPlace, Phase, read_position, write_position
+from kiseki.journal.dynamodb_reader import StreamReader
 from kiseki.journal.dynamodb_walk import Walk
+from kiseki.journal.dynamodb_window import Change
 from kiseki.journal.port import Commit, CorruptJournal, FeedPage, Lag, Position
 
 __all__ = ["Feed"]
@@ -80,6 +84,7 @@ class Feed:
         client: DynamoDbClient,
         changes: ChangeStream,
         index: TimeIndex,
+        reader: StreamReader,
         *,
         now: Callable[[], datetime],
         remembered: timedelta,
@@ -91,6 +96,7 @@ class Feed:
         self._table = client.address.table("journal")
         self._changes = changes
         self._index = index
+        self._reader = reader
         self._time = now
         self._remembered = remembered.total_seconds()
         self._lookback = lookback
@@ -202,17 +208,48 @@ class Feed:
         )
 
     async def _history(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace]:
-        """One page of the scan. The scan gives the commits of a stream in order, and sees all from before it began."""
+        """One page of the scan, which sees all from before it began."""
         request: dict[str, Any] = {"TableName": self._table, "ConsistentRead": True, "Limit": limit}
         if place.key:
             request["ExclusiveStartKey"] = place.key
         with explained():
             answer = await self._client.call("Scan", request)
-        commits = [commit_of(item) for item in answer.get("Items", ()) if is_commit(item)]
+        scanned = [commit_of(item) for item in answer.get("Items", ()) if is_commit(item)]
+        commits = await self._in_order(scanned, place)
         key: Mapping[str, Any] | None = answer.get("LastEvaluatedKey")
         if not key:
-            return commits, FeedPlace(life=place.life, phase=Phase.STREAM, at=place.began)
-        return commits, msgspec.structs.replace(place, key=dict(key), given=place.given + len(commits))
+            return commits, FeedPlace(life=place.life, phase=Phase.STREAM, at=self._now())
+        stream = place_of(key).stream
+        reached = max([commit.last_sequence_number for commit in commits if commit.stream == stream], default=0)
+        if reached == 0 and place.key is not None and place_of(place.key).stream == stream:
+            reached = place.reached
+        given = place.given + len(scanned)
+        return commits, msgspec.structs.replace(place, key=dict(key), reached=reached, given=given)
+
+    async def _in_order(self, scanned: Sequence[Commit], place: FeedPlace) -> list[Commit]:
+        """The commits of a page of the scan.
+
+        DynamoDB keeps the items of a stream together and in order, but promises the order for queries only. So it is
+        looked at, and a stream that comes in another order is read from where it was.
+        """
+        going_on = place_of(place.key).stream if place.key else None
+        ordered: list[Commit] = []
+        for stream, group in groupby(sorted(scanned, key=_by_place), key=attrgetter("stream")):
+            reached = place.reached if stream == going_on else 0
+            commits = [commit for commit in group if commit.first_sequence_number > reached]
+            ends = [reached, *(commit.last_sequence_number for commit in commits)]
+            if any(commit.first_sequence_number != end + 1 for commit, end in zip(commits, ends, strict=False)):
+                commits = await self._read(stream, reached, ends[-1])
+            ordered += commits
+        return ordered
+
+    async def _read(self, stream: str, after: int, until: int) -> list[Commit]:
+        commits: list[Commit] = []
+        async for page in self._reader.pages(stream, after):
+            commits += page
+            if commits[-1].last_sequence_number >= until:
+                break
+        return commits
 
     async def _by_time(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace]:
         """One page of the index, up to an hour before the phase began."""
@@ -244,6 +281,10 @@ class Feed:
 
     def _moved(self, place: FeedPlace, walk: Walk) -> FeedPlace:
         return msgspec.structs.replace(place, at=max(place.at, walk.reached()), cursors=walk.cursors())
+
+
+def _by_place(commit: Commit) -> tuple[str, int]:
+    return commit.stream, commit.first_sequence_number
 
 
 def _followed(place: FeedPlace) -> FeedPlace:

@@ -129,7 +129,8 @@ def item_bytes(item: Mapping[str, Any]) -> int:
     size = 0
     for name, value in item.items():
         ((kind, content),) = value.items()
-        size += len(name.encode()) + (len(content) * 3 // 4 if kind == "B" else len(content.encode()) + 1)
+        text = content if isinstance(content, str) else str(content)  # of items that are none of ours
+        size += len(name.encode()) + (len(text) * 3 // 4 if kind == "B" else len(text.encode(errors="replace")) + 1)
     return size
 
 

@@ -45,6 +45,8 @@ class FeedPlace(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """When the history or index phase began, in seconds of the epoch."""
     key: dict[str, Any] | None = None
     """Where the scan, or the query of the slice, goes on."""
+    reached: int = 0
+    """In the history phase: the last sequence number that was given of the stream at `key`."""
     slice: int = 0
     """In the index phase: the slice that is being read."""
     since: str = ""

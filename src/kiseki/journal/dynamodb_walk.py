@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, NamedTuple, Self
 
-from kiseki.journal.dynamodb_changes import ChangeStream, ChangesTrimmed, Run
+from kiseki.journal.dynamodb_changes import ChangeStream, ChangesTrimmed
 from kiseki.journal.dynamodb_position import DONE, Shards
+from kiseki.journal.dynamodb_window import Run
 from kiseki.journal.port import JournalUnavailable
 
 __all__ = ["Ahead", "Walk"]

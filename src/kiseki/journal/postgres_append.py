@@ -19,7 +19,7 @@ import msgspec
 from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.decisions import Decisions, conflict
 from kiseki.journal.format import FORMAT, checksum, decode_commit, encode_commit
-from kiseki.journal.port import ClaimChange, Commit, CommitMetadata, IdempotencyRecord
+from kiseki.journal.port import ClaimChange, Commit, CommitMetadata, CorruptJournal, IdempotencyRecord
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.errors import KisekiError
 
@@ -185,7 +185,7 @@ def refuse_unstorable(*texts: str) -> None:
 async def append_plain(connection: PostgresConnection, requests: Sequence[AppendRequest]) -> GroupResult:
     """Lands what can land, without claims and keys, in one statement that is a transaction by itself.
 
-    Raises CorruptJournal; what asyncpg raises.
+    Raises what asyncpg raises.
     """
     columns = _columns(requests)
     status = await connection.execute(_INSERT, *columns, FORMAT)
@@ -209,7 +209,7 @@ async def append_decided(
 ) -> GroupResult:
     """With claims or keys: locks their values, reads all that matters, decides one by one, writes all that landed.
 
-    Raises MovedMeanwhile, CorruptJournal; what asyncpg raises. Nothing was written then, or nobody knows.
+    Raises MovedMeanwhile; what asyncpg raises. Nothing was written then, or nobody knows.
     """
     keys = [request.idempotency.key for request in requests if request.idempotency]
     claims = [(claim.scope, claim.digest) for request in requests for claim in request.claims]
@@ -280,13 +280,16 @@ async def _held_claims(
     return {(row["scope"], row["digest"]): row["stream"] for row in rows}
 
 
-def _own(place: asyncpg.Record, request: AppendRequest) -> Commit:
-    """The caller's own commit, which is there from an earlier try (or from this one)."""
+def _own(place: asyncpg.Record, request: AppendRequest) -> Commit | CorruptJournal:
+    """The caller's own commit, which is there from an earlier try (or from this one). Damage is told to it alone."""
     if place["checksum"] == request.checksum:
         return request.commit
     commit = request.commit
     document: str = place["document"]
-    return decode_commit(commit.stream, commit.first_sequence_number, document.encode(), place["checksum"])
+    try:
+        return decode_commit(commit.stream, commit.first_sequence_number, document.encode(), place["checksum"])
+    except CorruptJournal as problem:
+        return problem
 
 
 def _columns(requests: Sequence[AppendRequest]) -> tuple[list[Any], ...]:

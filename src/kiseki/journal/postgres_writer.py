@@ -15,7 +15,7 @@ import asyncpg
 
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.postgres import PostgresPool, reason
-from kiseki.journal.port import Commit, CorruptJournal, JournalUnavailable
+from kiseki.journal.port import Commit, JournalUnavailable
 from kiseki.journal.postgres_append import (
     AppendRequest,
     GroupResult,
@@ -206,7 +206,7 @@ class PostgresWriter:
     def _explain(self, problem: BaseException) -> KisekiError:
         """The error of one caller; a new one each time, because each caller raises its own."""
         error: KisekiError
-        if isinstance(problem, JournalUnavailable | NotMigrated | CorruptJournal):
+        if isinstance(problem, JournalUnavailable | NotMigrated):
             error = type(problem)(str(problem))
         elif isinstance(problem, MovedMeanwhile):
             error = JournalUnavailable(f"the journal on {self._label} is too busy: streams moved again and again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import BinaryIO, Final
 
 import msgspec
@@ -50,8 +49,7 @@ async def export_journal(
             await asyncio.to_thread(writer.write_claims, claims)
         async for records in journal.idempotency_records():
             await asyncio.to_thread(writer.write_records, records)
-        async with aclosing(walk.pages()) as later:
-            appended_meanwhile = await anext(later, None) is not None or await walk.behind() > 0
+        appended_meanwhile = await walk.behind() > 0
         counts = await asyncio.to_thread(writer.finish, streams)
     return ExportReport(counts=counts, appended_meanwhile=appended_meanwhile)
 

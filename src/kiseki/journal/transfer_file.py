@@ -100,7 +100,7 @@ def rereadable(path: Path | None, standard_input: BinaryIO) -> Iterator[BinaryIO
     with ExitStack() as opened:
         try:
             source = standard_input if path is None else opened.enter_context(path.open("rb"))
-            if path is None or not source.seekable():
+            if not source.seekable():
                 copy = opened.enter_context(tempfile.TemporaryFile())
                 shutil.copyfileobj(source, copy, 1 << 20)
                 source = cast(BinaryIO, copy)

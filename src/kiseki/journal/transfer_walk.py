@@ -6,7 +6,7 @@ Used by `transfer_export`, which writes down what it meets, and by `transfer_imp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from kiseki.journal.port import START, Commit, CommitMetadata, Journal, Position, RecordedEvent
@@ -28,7 +28,7 @@ class JournalWalk:
         self._notes = notes
         self._position: Position = START
 
-    async def pages(self) -> AsyncGenerator[Sequence[StoredCommit], None]:
+    async def pages(self) -> AsyncIterator[Sequence[StoredCommit]]:
         """New commits, in pages of bounded size, until the feed has no more; called again, what came since.
 
         What the feed leaves out within a stream is read from the stream. Raises TransferFailed when a stream is not
@@ -53,7 +53,7 @@ class JournalWalk:
             note = note.followed_by(stored(commit))
         await asyncio.to_thread(self._notes.keep, JOURNAL, {stream: note})
 
-    async def _new(self, commits: Sequence[Commit]) -> AsyncGenerator[Sequence[StoredCommit], None]:
+    async def _new(self, commits: Sequence[Commit]) -> AsyncIterator[Sequence[StoredCommit]]:
         seen = await asyncio.to_thread(self._notes.streams, JOURNAL, {commit.stream for commit in commits})
         page: list[StoredCommit] = []
         for commit in commits:

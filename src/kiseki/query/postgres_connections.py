@@ -17,16 +17,26 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable, reason
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable, reason, transaction
 from kiseki.clients.postgres_migrations import require_migrated
 from kiseki.kernel.errors import KisekiError, Unavailable
 from kiseki.query.postgres_dialect import as_on_sqlite
 from kiseki.query.postgres_schema import COMPONENT, MIGRATIONS
 
-__all__ = ["Connections", "cause_of", "driver_of", "prepare", "state_of", "unavailable"]
+__all__ = [
+    "DRIVER_ERRORS",
+    "Connections",
+    "cause_of",
+    "driver_of",
+    "leaves_sound",
+    "prepare",
+    "state_of",
+    "unavailable",
+]
 
 _CLOSE_SECONDS: Final = 5.0
-_SET: Final = "SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS settings (name, value)"
+DRIVER_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What may be raised by a connection that is no longer needed."""
 
 
 class Connections:
@@ -69,9 +79,12 @@ class Connections:
 
     async def _connect(self) -> PostgresConnection:
         connection = await connect(
-            self._address, application=self._application, statement_timeout=self._statement_timeout
+            self._address,
+            application=self._application,
+            statement_timeout=self._statement_timeout,
+            settings=self._settings,
         )
-        return await prepare(connection, self._settings)
+        return await prepare(connection)
 
     @asynccontextmanager
     async def use(self, what: str) -> AsyncIterator[AsyncConnection]:
@@ -87,9 +100,8 @@ class Connections:
             keep = True
         except Exception as problem:
             keep = leaves_sound(problem)
-            cause = cause_of(problem)
-            if not isinstance(problem, KisekiError) and is_unavailable(cause):
-                raise unavailable(what, cause) from problem
+            if not isinstance(problem, KisekiError) and is_unavailable(cause_of(problem)):
+                raise unavailable(what, cause_of(problem)) from problem
             raise
         finally:
             await self.give_back(connection, keep=keep)
@@ -97,16 +109,8 @@ class Connections:
     @asynccontextmanager
     async def transaction(self, what: str) -> AsyncIterator[AsyncConnection]:
         """A connection inside a transaction (read committed), which ends with the block. Raises as `use`."""
-        async with self.use(what) as connection:
-            driver = driver_of(connection)
-            await driver.execute("BEGIN")
-            try:
-                yield connection
-            except Exception as problem:
-                if leaves_sound(problem) and not driver.is_closed():
-                    await driver.execute("ROLLBACK")
-                raise
-            await driver.execute("COMMIT")
+        async with self.use(what) as connection, transaction(driver_of(connection)):
+            yield connection
 
     async def take(self, what: str) -> AsyncConnection:
         """A connection that has to be given back. Raises Unavailable."""
@@ -116,7 +120,7 @@ class Connections:
             connection = await self.engine.connect()
         except PoolTimeout as problem:
             raise Unavailable(f"{what} can't be used now: all {self._size} connections are in use") from problem
-        except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as problem:
+        except (DBAPIError, *DRIVER_ERRORS) as problem:
             raise unavailable(what, cause_of(problem)) from problem
         self._used += 1
         return connection
@@ -158,11 +162,10 @@ class Connections:
             self.engine.sync_engine.dispose(close=False)
 
 
-async def prepare(connection: PostgresConnection, settings: Mapping[str, str]) -> PostgresConnection:
-    """Makes a new connection one of read models. Raises NotMigrated; what asyncpg raises."""
+async def prepare(connection: PostgresConnection) -> PostgresConnection:
+    """Makes sure that a new connection finds its tables. Raises NotMigrated; what asyncpg raises."""
     try:
         await require_migrated(connection, component=COMPONENT, migrations=MIGRATIONS)
-        await connection.execute(_SET, list(settings), list(settings.values()))
     except BaseException:
         connection.terminate()
         raise
@@ -194,8 +197,14 @@ def state_of(problem: BaseException) -> str:
 
 
 def leaves_sound(problem: BaseException) -> bool:
-    """Whether a session can go on after an error: kiseki, SQLAlchemy or the server refused, and nothing is running."""
-    return not isinstance(cause_of(problem), OSError) and isinstance(problem, Exception)
+    """Whether a session can go on after an error: a statement was refused, or the server itself gave it up in time.
+
+    Any other error of the server leaves it in doubt: it may be about to end the session, or have become a standby.
+    """
+    cause = cause_of(problem)
+    if isinstance(cause, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError):
+        return True
+    return isinstance(problem, KisekiError) or (isinstance(problem, Exception) and not is_unavailable(cause))
 
 
 def unavailable(what: str, problem: BaseException) -> Unavailable:

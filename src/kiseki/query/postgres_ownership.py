@@ -14,12 +14,10 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-import asyncpg
-
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable
 from kiseki.kernel.errors import KisekiError
 from kiseki.projection.port import BuildMissing
-from kiseki.query.postgres_connections import prepare, unavailable
+from kiseki.query.postgres_connections import DRIVER_ERRORS, leaves_sound, prepare, unavailable
 from kiseki.query.postgres_schema import request_channel
 
 __all__ = ["OwnershipLost", "Ownerships", "PostgresOwnership"]
@@ -167,7 +165,7 @@ class Ownerships:
         try:
             return await ask()
         except Exception as problem:
-            if isinstance(problem, OSError) or (self._session is not None and self._session.is_closed()):
+            if not leaves_sound(problem) or (self._session is not None and self._session.is_closed()):
                 self._end_session()
             if isinstance(problem, KisekiError) or not is_unavailable(problem):
                 raise
@@ -176,9 +174,12 @@ class Ownerships:
     async def _connected(self) -> PostgresConnection:
         if self._session is None:
             opened = await connect(
-                self._address, application=self._application, statement_timeout=self._statement_timeout
+                self._address,
+                application=self._application,
+                statement_timeout=self._statement_timeout,
+                settings=_SETTINGS,
             )
-            session = await prepare(opened, _SETTINGS)
+            session = await prepare(opened)
             try:
                 await session.add_listener(request_channel(self._address.schema), self._heard)
             except BaseException:
@@ -223,5 +224,5 @@ class Ownerships:
             if session is not None:
                 try:
                     await session.close(timeout=_CLOSE_SECONDS)
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                except DRIVER_ERRORS:
                     session.terminate()

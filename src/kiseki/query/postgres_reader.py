@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
-import asyncpg
 from sqlalchemy import CursorResult, Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -23,7 +22,7 @@ from kiseki.projection.projection import Projection
 from kiseki.query.database import QueryFailed, QueryTooSlow, ReadModelBuilding
 from kiseki.query.postgres_build import BuildSchema
 from kiseki.query.postgres_catalog import FIND_SERVED
-from kiseki.query.postgres_connections import cause_of, driver_of, leaves_sound, state_of, unavailable
+from kiseki.query.postgres_connections import DRIVER_ERRORS, cause_of, driver_of, leaves_sound, state_of, unavailable
 from kiseki.query.reads import ReadsCheck
 
 __all__ = ["PostgresReader", "SeenBuilds"]
@@ -153,7 +152,8 @@ class PostgresReader:
         try:
             yield
         except BaseException as problem:
-            self.sound = self.sound and leaves_sound(problem) and not self._driver.is_closed()
+            kept = leaves_sound(problem) or state_of(problem) == _READ_ONLY
+            self.sound = self.sound and kept and not self._driver.is_closed()
             if self.sound:
                 await self._rewind()
             if isinstance(problem, KisekiError) or not isinstance(problem, Exception):
@@ -168,7 +168,8 @@ class PostgresReader:
                 await self._find()
             else:
                 await self._driver.execute("ROLLBACK")
-        except Exception as problem:  # noqa: BLE001  # what is raised is the error that led here
+        except (*DRIVER_ERRORS, KisekiError) as problem:
+            # What is raised is the error that led here.
             _log.debug("a query's transaction can't go on (%s)", type(problem).__name__)
             self.sound = False
 
@@ -187,6 +188,6 @@ class PostgresReader:
         if self.sound and self._driver.is_in_transaction():
             try:
                 await self._driver.execute("ROLLBACK")
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as problem:
+            except DRIVER_ERRORS as problem:
                 _log.debug("a query's transaction was not ended (%s)", type(problem).__name__)
                 self.sound = False

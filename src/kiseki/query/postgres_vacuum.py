@@ -12,10 +12,9 @@ import asyncio
 import logging
 from typing import Final
 
-import asyncpg
-
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, reason
 from kiseki.projection.pause import happens
+from kiseki.query.postgres_connections import DRIVER_ERRORS
 
 __all__ = ["Scrubber", "analyze"]
 
@@ -59,7 +58,7 @@ class Scrubber:
                 started = loop.time()
                 try:
                     await self._vacuum()
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as problem:
+                except DRIVER_ERRORS as problem:
                     self._not_done(reason(problem))
                 await happens(self._closing, _BREATH * (loop.time() - started))
         finally:

@@ -100,7 +100,7 @@ async def test_opening_contacts_nobody_and_migrating_twice_is_fine(aws_endpoint:
     await client.close()
     address = new_address(aws_endpoint)
     async with opened(address) as journal:
-        for attempt in (
+        for missing in (
             journal.head(),
             journal.feed(START),
             journal.check(),
@@ -110,7 +110,7 @@ async def test_opening_contacts_nobody_and_migrating_twice_is_fine(aws_endpoint:
             everything(journal, "Thing-1"),
         ):
             with pytest.raises(NotMigrated, match="kiseki migrate"):
-                await attempt
+                await missing
         assert len(await DynamoDbJournal.migrate(address)) == 3
         assert await DynamoDbJournal.migrate(address) == []
         await journal.check()
@@ -208,7 +208,7 @@ async def test_a_commit_over_the_item_limit_is_refused_before_it_is_written(
 async def test_a_store_that_answers_nothing_is_unavailable_and_comes_back(emulator: AwsEmulator) -> None:
     address = await new_tables(emulator.endpoint)
     client = DynamoDbClient(address, attempt_timeout=0.3, deadline=1.0)
-    async with opened(address, client=client, poll=0.05) as journal:
+    async with opened(address, client=client, poll=0.05, shared=0.0) as journal:
         woken = asyncio.Event()
         end = journal.watch(woken.set)
         await append(journal, "Thing-1", 0)

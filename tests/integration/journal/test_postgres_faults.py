@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -15,11 +14,11 @@ import pytest
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection
 from kiseki.journal import postgres_writer
-from kiseki.journal.port import START, Commit, Conflict, Journal, JournalUnavailable
+from kiseki.journal.port import START, ClaimChange, Commit, Conflict, CorruptJournal, Journal, JournalUnavailable
 from kiseki.journal.postgres import PostgresJournal
 from kiseki.journal.postgres_append import GroupResult
 from kiseki.journal.verify import verify
-from kiseki.testing.journal_tests.parts import claim, claimed, encoded, everything, idempotency, metadata, whole_feed
+from kiseki.testing.journal_conformance import claimed, encoded, everything, idempotency, metadata, whole_feed
 from tests.integration.journal.postgres_parts import (
     SlowAppend,
     append,
@@ -159,16 +158,13 @@ async def test_connections_that_the_server_ended(server: PostgresServer, address
 
 @pytest.mark.parametrize("decided", [False, True])
 async def test_a_frozen_server(server: PostgresServer, address: PostgresAddress, decided: bool) -> None:
-    rest: dict[str, Any] = {"claims": [claim("v", take=False)]} if decided else {}
+    rest: dict[str, Any] = {"claims": [ClaimChange("address", "v", take=False)]} if decided else {}
     async with asyncio.timeout(60), opened(address, statement_timeout=0.5) as journal:
         await append_many(journal, 5, 0)
         await journal.head()
         server.freeze()
-        started = monotonic()
         try:
             outcomes = await append_many(journal, 5, 1, **rest)
-            # The server's own limit and the patience on top; nothing more is asked of it.
-            assert monotonic() - started < 0.5 + 2.0 + 1.5
             assert [type(outcome) for outcome in outcomes] == [JournalUnavailable] * 5
             assert "did not answer in time" in str(outcomes[0])
             with pytest.raises(JournalUnavailable, match="did not answer in time"):
@@ -391,6 +387,16 @@ async def test_what_can_not_be_stored_harms_only_its_own_caller(address: Postgre
         assert await everything(journal, "Thing-1", 2**70) == []
 
 
+@pytest.mark.parametrize("decided", [False, True])
+async def test_damage_is_told_to_its_own_caller_alone(address: PostgresAddress, decided: bool) -> None:
+    rest: dict[str, Any] = {"claims": [ClaimChange("address", "v", take=False)]} if decided else {}
+    async with opened(address) as journal, connected(address) as connection:
+        await append(journal, "Thing-1", 0)
+        await connection.execute("UPDATE commits SET checksum = 'damaged'")
+        outcomes = await append_many(journal, 3, 0, **rest)
+        assert [type(outcome) for outcome in outcomes] == [Commit, CorruptJournal, Commit]
+
+
 async def test_groups_are_bounded(address: PostgresAddress) -> None:
     groups = Groups()
     async with opened(address, groups) as journal:
@@ -477,7 +483,7 @@ async def test_closing_while_the_server_is_down(server: PostgresServer, address:
     async with asyncio.timeout(60):
         journal = await PostgresJournal.open(address, clock=RealClock(), telemetry=Groups())
         await append(journal, "Thing-1", 0)
-        server.crash()
+        server.halt()
         try:
             appending = [asyncio.ensure_future(append(journal, f"Other-{n}", 0)) for n in range(5)]
             await asyncio.sleep(0)

@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -131,6 +132,25 @@ def test_a_file_that_comes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.M
     with new_file(file, replace=False) as output:
         output.write(b"ours")
     assert file.read_text() == "ours"
+
+
+@pytest.mark.parametrize("name", ["file", "file.gz"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_is_durable_before_it_has_its_name_and_then_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, replace: bool
+) -> None:
+    synced: list[tuple[bool, bool]] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        whole = not stat.S_ISREG(os.fstat(descriptor).st_mode) or os.fstat(descriptor).st_size > 20
+        synced.append((whole, (tmp_path / name).exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with new_file(tmp_path / name, replace=replace) as output:
+        output.write(b"some words that are long enough")
+    assert synced == [(True, False), (True, True)]
 
 
 @pytest.mark.parametrize("force", [False, True])

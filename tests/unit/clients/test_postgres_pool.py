@@ -168,24 +168,44 @@ async def test_transactions(address: PostgresAddress) -> None:
         async with pool.connection() as connection:
             async with transaction(connection):
                 await connection.execute("CREATE TABLE kept (x integer)")
-            with pytest.raises(asyncpg.DivisionByZeroError):
+
+            async def fail_in_server() -> None:
                 async with transaction(connection):
                     await connection.execute("CREATE TABLE gone (x integer)")
                     await connection.execute("SELECT 1 / 0")
-            with pytest.raises(KisekiError):
+
+            async def fail_here() -> None:
                 async with transaction(connection):
                     await connection.execute("CREATE TABLE gone (x integer)")
                     raise KisekiError
-            # PostgreSQL answers COMMIT with a rollback, without an error, when one was swallowed.
-            with pytest.raises(asyncpg.InFailedSQLTransactionError):
+
+            async def swallow() -> None:
                 async with transaction(connection):
                     with suppress(asyncpg.DivisionByZeroError):
                         await connection.execute("SELECT 1 / 0")
+
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                await fail_in_server()
+            with pytest.raises(KisekiError):
+                await fail_here()
+            # PostgreSQL answers COMMIT with a rollback then, and not with an error.
+            with pytest.raises(asyncpg.InFailedSQLTransactionError):
+                await swallow()
             assert await connection.fetchval("SELECT to_regclass('kept') IS NOT NULL AND to_regclass('gone') IS NULL")
         assert await process_id(pool) == first
+
+        asked: list[str] = []
+
+        async def wait_in_vain() -> None:
+            async with pool.connection() as connection:
+                connection.add_query_logger(lambda query: asked.append(query.query))
+                async with transaction(connection):
+                    await connection.execute("SELECT pg_sleep(60)", timeout=0.05)
+
         with pytest.raises(Unavailable, match="did not answer in time"):
-            async with pool.connection() as connection, transaction(connection):
-                await connection.execute("SELECT pg_sleep(60)", timeout=0.05)
+            await wait_in_vain()
+        assert asked[0] == "BEGIN"
+        assert "ROLLBACK" not in asked  # nobody would answer
         assert await process_id(pool) != first
 
 

@@ -91,7 +91,7 @@ async def append(script: Script, *, after: int = 0, groups: Groups | None = None
 
 
 RECORD = idempotency("key", "Thing-1", 1, expires_at=SetClock().now() + timedelta(hours=1))
-ALL = {"claims": claimed("v", "w"), "idempotency": RECORD}
+ALL: dict[str, Any] = {"claims": claimed("v", "w"), "idempotency": RECORD}
 
 
 async def test_a_plain_append_at_a_known_end_is_one_call() -> None:

@@ -470,6 +470,38 @@ async def test_a_journal_that_reads_back_otherwise_is_noticed() -> None:
             await imported(target, data)
 
 
+async def test_what_was_there_before_is_read_back_too() -> None:
+    """A commit that the first look saw and the last one does not: nothing was written, and it is still noticed."""
+
+    class Losing(Rewriting):
+        looks = 0
+
+        async def feed(self, after: Position, *, limit: int = 500) -> FeedPage:
+            self.looks += after == START
+            return await super().feed(after, limit=limit)
+
+    def lost(commit: Commit) -> Commit | None:
+        gone = target.looks > 2 and commit.stream == "Thing-1" and commit.first_sequence_number > 2
+        return None if gone else commit
+
+    data, target = await a_file(), Losing(clock=SetClock())
+    target.wrong = lost
+    await imported(target, data)
+    target.looks = 1
+    with pytest.raises(TransferTargetDiffers, match=r"0 commits were written, but read back .*Thing-1"):
+        await imported(target, data)
+
+
+async def test_what_a_store_cannot_hold_is_one_line() -> None:
+    async def refuse(commit: Commit) -> None:
+        if commit.stream == "Thing-2":
+            raise ValueError("PostgreSQL holds no NUL")
+
+    target = new_journal(before_commit=refuse)
+    with pytest.raises(TransferFailed, match="PostgreSQL holds no NUL; this run wrote 6 of 9 commits"):
+        await imported(target, await a_file())
+
+
 async def test_records_that_expired_meanwhile_are_left_out() -> None:
     data, clock = await a_file(), SetClock()
     clock.moment = clock.moment.replace(day=3)
