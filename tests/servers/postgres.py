@@ -146,9 +146,10 @@ class PostgresServer:
 
     def crash(self) -> None:
         """SIGKILL to the server and all its processes."""
-        process, self._process = self._process, None
-        if process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
+        if self._process is not None:
+            process = self._process
+            self._signal_all(signal.SIGKILL)
+            self._process = None
             process.wait()
 
     def freeze(self) -> None:
@@ -164,7 +165,10 @@ class PostgresServer:
         # Each server process is the leader of a group of its own.
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for process_id in (self._process.pid, *map(int, children)):
-            os.kill(process_id, how)
+            try:
+                os.kill(process_id, how)
+            except ProcessLookupError:
+                pass  # it ended meanwhile
 
     def stop(self) -> None:
         """Ends the server at once and removes everything: a clean stop would first sync every file."""

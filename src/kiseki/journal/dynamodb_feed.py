@@ -218,7 +218,7 @@ class Feed:
         commits = await self._in_order(scanned, place)
         key: Mapping[str, Any] | None = answer.get("LastEvaluatedKey")
         if not key:
-            return commits, FeedPlace(life=place.life, phase=Phase.STREAM, at=self._now())
+            return commits, FeedPlace(life=place.life, phase=Phase.STREAM, at=place.began)
         stream = place_of(key).stream
         reached = max([commit.last_sequence_number for commit in commits if commit.stream == stream], default=0)
         if reached == 0 and place.key is not None and place_of(place.key).stream == stream:

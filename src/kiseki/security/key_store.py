@@ -93,14 +93,15 @@ class KeyStore(Protocol):
         ...
 
     async def insert(self, keys: Mapping[str, WrappedKey]) -> Mapping[str, SubjectKeys]:
-        """Makes each the first key of its subject, unless the subject has a key or was erased; all in one durable
-        write. Returns what the store then knows of each subject: who was there first wins.
+        """Makes each the first key of its subject, unless the subject has a key or was erased; durable when this
+        returns. Returns what the store then knows of each subject: who was there first wins.
         """
         ...
 
     async def erase(self, subject: str, at: datetime) -> None:
         """Destroys the subject's keys and leaves a tombstone, durable when this returns; an unknown subject gets one
-        too. After that no file of the store holds the keys any more. Again is fine and keeps the first time (UTC).
+        too. No call gives the keys any more; what a store's files keep, and for how long, its module says. Again is
+        fine and keeps the first time (UTC).
         """
         ...
 
@@ -113,8 +114,8 @@ class KeyStore(Protocol):
         ...
 
     async def replace(self, changes: Sequence[Rewrapped]) -> int:
-        """Puts new wrapped forms in place of old ones that are still there, in one durable write; returns how many.
-        After that no file of the store holds the old ones any more.
+        """Puts new wrapped forms in place of old ones that are still there, durable when this returns; how many. What
+        a store's files keep of the old ones, its module says.
         """
         ...
 

@@ -311,7 +311,7 @@ async def _only(place: Place, generation: int) -> bool:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-async def test_a_build_that_a_query_reads_is_not_deleted(place: Place, first: int) -> None:
+async def test_a_build_that_a_query_reads_is_not_deleted(place: Place, postgres: PostgresStorage, first: int) -> None:
     totals = Totals()
     tables = [totals.totals, totals.steps]
     await place.world.facts.happen(A, Counted(1))
@@ -321,7 +321,7 @@ async def test_a_build_that_a_query_reads_is_not_deleted(place: Place, first: in
         await request_rebuild(place.models.builds, totals.projection)
         await place.updater(totals).run_until_caught_up()
         removing = asyncio.create_task(place.models.builds.remove(BuildName("totals", 1, 1)))
-        await asyncio.wait([removing], timeout=0.2)
+        await until(lambda: postgres.sql("SELECT count(*) FROM pg_locks WHERE NOT granted") == "1")
         # A table that the query had not touched before, so that it holds no lock on it.
         assert len(await read.all(select(tables[1 - first]))) == 1
         assert not removing.done()

@@ -162,6 +162,16 @@ async def test_connections_in_doubt_are_dropped(address: PostgresAddress, leave:
         assert await process_id(pool) != first
 
 
+async def test_when_one_was_lost_the_others_are_in_doubt(address: PostgresAddress) -> None:
+    async with pool_of(address) as pool:
+        async with pool.connection() as one, pool.connection() as other:
+            before = {one.get_server_pid(), other.get_server_pid()}
+        with pytest.raises(Unavailable):
+            async with pool.connection():
+                raise ConnectionResetError
+        assert await process_id(pool) not in before
+
+
 async def test_transactions(address: PostgresAddress) -> None:
     async with pool_of(address, size=1) as pool:
         first = await process_id(pool)

@@ -75,6 +75,13 @@ def test_claims_change_in_their_order() -> None:
     assert (decisions.taken(), decisions.released()) == ([], [("address", "v")])
 
 
+def test_a_stream_takes_again_what_it_holds() -> None:
+    decisions = new(v="Thing-1")
+    again = request("A", "Thing-1", 0, claim("v"), claim("v"))
+    assert judge(decisions, again) == again.commit
+    assert (decisions.taken(), decisions.released()) == ([], [])
+
+
 def test_a_refused_append_changes_nothing() -> None:
     decisions = new(v="Thing-9")
     assert judge(decisions, request("A", "Thing-1", 0, claim("w"), claim("v"), key="k")) is ClaimTaken
