@@ -74,7 +74,7 @@ class Walk:
     def reached(self) -> float:
         """AWS's time, in seconds: what was written before it has been passed. Minus infinity when that is not known."""
         newest = max(self._times.values(), default=_NEVER)
-        return min([newest, self.began_at, *()])
+        return min([newest, self.began_at, *(self._times.get(shard, _NEVER) for shard in self._active())])
 
     async def ahead(self, room: int) -> list[Ahead]:
         """What comes next in the shards that have something, `room` changes in all; nothing only at the end.

@@ -66,6 +66,9 @@ class Watchers:
             except KisekiError as problem:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 _log.warning("looking for new commits failed: %s", problem)
+            except Exception:  # noqa: BLE001  # a defect, but those who follow are still to be woken later
+                pause = _LONGEST_PAUSE
+                _log.exception("looking for new commits failed")
             await asyncio.sleep(pause)
 
     def _stop(self) -> asyncio.Task[None] | None:

@@ -85,4 +85,4 @@ def _machine_endpoint(aws_endpoint: str) -> Iterator[None]:
 
 
 TestDynamoDbMachine = journal_machine(lambda: _new_store(_endpoint[0])).TestCase
-TestDynamoDbMachine.settings = settings(max_examples=20, stateful_step_count=20, deadline=None, derandomize=True)
+TestDynamoDbMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None, derandomize=True)

@@ -291,6 +291,15 @@ async def test_a_hole_in_a_stream_is_found(address: DynamoDbAddress) -> None:
     await client.close()
 
 
+async def test_reading_from_the_end_gives_no_page(address: DynamoDbAddress) -> None:
+    async with opened(address) as journal, opened(address) as other:
+        for n in range(3):
+            await append(journal, "Thing-1", n)
+        for reader in (journal, other):
+            for after in (3, 4, 100):
+                assert [page async for page in reader.read("Thing-1", after)] == []
+
+
 async def test_a_damaged_snapshot_is_none(address: DynamoDbAddress) -> None:
     client = DynamoDbClient(address)
     async with opened(address) as journal:

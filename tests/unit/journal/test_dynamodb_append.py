@@ -20,7 +20,7 @@ from kiseki.clients.dynamodb import (
 from kiseki.clients.errors import NotMigrated
 from kiseki.journal.dynamodb import DynamoDbJournal
 from kiseki.journal.dynamodb_append import StreamEnds
-from kiseki.journal.dynamodb_held import ClaimAction, claim_actions, claim_key
+from kiseki.journal.dynamodb_held import ClaimAction, claim_actions, claim_key, record_put
 from kiseki.journal.dynamodb_items import commit_item, document_bytes
 from kiseki.journal.port import (
     ClaimChange,
@@ -111,6 +111,16 @@ async def test_an_append_after_a_number_that_nobody_has_seen_looks_first() -> No
         with pytest.raises(Conflict):
             await append(script, after=5)
         assert script.operations == ["Query"]
+
+
+async def test_a_taken_key_comes_before_a_place_that_is_none() -> None:
+    taken = record_put("t", RECORD, SetClock().now(), SetClock().now())["Put"]["Item"]
+    script = Script({"Items": []}, {"Item": taken})
+    with pytest.raises(IdempotencyTaken):
+        await append(script, after=5, idempotency=RECORD)
+    for there in ({}, {"Item": {**taken, "expires": {"S": "2026-03-01T12:00:00.000000+00:00"}}}):
+        with pytest.raises(Conflict):
+            await append(Script({"Items": []}, there), after=5, idempotency=RECORD)
 
 
 async def test_the_own_commit_is_found_and_reported_as_nothing_new() -> None:

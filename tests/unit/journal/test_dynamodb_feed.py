@@ -22,6 +22,7 @@ from kiseki.clients.dynamodb import ConditionFailed, DynamoDbAddress, DynamoDbRe
 from kiseki.clients.errors import NotMigrated
 from kiseki.journal.dynamodb import DynamoDbJournal
 from kiseki.journal.dynamodb_changes import ChangeStream
+from kiseki.journal.dynamodb_items import commit_item, document_bytes
 from kiseki.journal.port import START, Commit, CorruptJournal, JournalUnavailable, Position
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import SetClock, encoded, metadata, whole_feed
@@ -517,6 +518,61 @@ async def test_after_an_outage_the_index_is_read_from_before_it() -> None:
     assert fake.calls["Scan"] == scans
     # What the outage missed, twice where both index and stream give it, and what is within the lookback.
     assert 150 <= follower.seen - before <= 310
+
+
+async def test_a_second_outage_right_after_the_first() -> None:
+    """What the stream was to give after the index, and forgot meanwhile, is looked for in the index again."""
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write("Thing-0")
+    follower = Follower(writer.journal)
+    await follower.step(1)
+    fake.time += timedelta(hours=23.5)
+    await writer.write("Thing-0")
+    fake.time += timedelta(hours=0.3)
+    await follower.step(1)
+    fake.time += timedelta(hours=25)
+    await follower.to_the_end()
+    assert follower.last == writer.last
+
+
+async def test_a_time_that_was_reached_is_not_after_what_was_read() -> None:
+    """A commit that came into a shard after that was found empty is older than the newest that was given."""
+    fake = FakeDynamoDb()
+    fake.split(0)
+    writer = Writer(fake, await opened(fake))
+    low = next(f"Thing-{n}" for n in range(99) if crc32(f"Thing-{n}".encode()) % _BUCKETS < _BUCKETS // 2)
+    high = next(f"Thing-{n}" for n in range(99) if crc32(f"Thing-{n}".encode()) % _BUCKETS >= _BUCKETS // 2)
+    drained = asyncio.Event()
+    get = fake._get_records
+
+    def get_slowly(request: Mapping[str, Any]) -> dict[str, Any]:
+        answer = get(request)
+        if not answer["Records"] and not drained.is_set():
+            # Found empty: at once a commit comes into it, and hours later one into the other.
+            drained.set()
+            empty = fake._iterators[request["ShardIterator"]][0]
+            first, second = (low, high) if 0 in empty.buckets else (high, low)
+            for stream, hours in ((first, 0), (second, 10)):
+                fake.time += timedelta(hours=hours)
+                commit = Commit(
+                    stream=stream,
+                    first_sequence_number=1,
+                    metadata=metadata(stream[6:], at=fake.time),
+                    events=(encoded(stream[6:]),),
+                )
+                fake._put_item({"Item": commit_item(commit, document_bytes(commit)).item})
+                writer.last[stream] = 1
+        return answer
+
+    fake._get_records = get_slowly  # type: ignore[method-assign]
+    follower = Follower(writer.journal)
+    await follower.step(1)
+    await follower.step(1)
+    fake.time += timedelta(hours=15)
+    follower.journal = await opened(fake)
+    await follower.to_the_end()
+    assert follower.last == writer.last
 
 
 async def test_without_the_index_an_outage_means_a_scan() -> None:
