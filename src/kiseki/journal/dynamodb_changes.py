@@ -23,6 +23,8 @@ from kiseki.journal.dynamodb_window import Change, Run, Window
 __all__ = ["ChangeStream", "ChangesTrimmed", "StreamAbout"]
 
 _RECORDS: Final = 1_000
+_SHORT_BYTES: Final = 800_000
+"""An answer of less than this is not cut off at the megabyte that one answer may hold."""
 _RENEWED_AFTER: Final = 30.0
 _KEPT_BYTES: Final = 32_000_000
 _LOOKS_AT_FIRST: Final = 5
@@ -161,7 +163,8 @@ class ChangeStream:
         changes = window.changes[place : place + limit]
         all_of_it = place + len(changes) == len(window.changes)
         ended = all_of_it and window.ended
-        return Run(changes, drained=ended or (all_of_it and is_empty), ended=ended)
+        short = window.looked_at if all_of_it and window.short else None
+        return Run(changes, drained=ended or (all_of_it and is_empty), ended=ended, short=short)
 
     async def look(self) -> None:
         """Looks at the tips that nobody reads on from just now, so that `grown` is called when there is something."""
@@ -227,6 +230,7 @@ class ChangeStream:
             window.looked_at = looked_at
             window.add(changes)
             window.at_tip = not changes
+            window.short = len(changes) < _RECORDS and sum(change.bytes for change in changes) < _SHORT_BYTES
         if window.ended:
             self._renewed_at = float("-inf")  # where it ended, its children begin
         self._forget()

@@ -150,11 +150,14 @@ class Feed:
         if place.phase is Phase.HISTORY:
             counted = await self._index.count(_ALWAYS, at_most=_COUNTED_AT_MOST)
             total = counted if counted <= _COUNTED_AT_MOST else max(counted, about.items)
-            behind = max(0, total - place.given)
+            # What the stream remembers comes once more after the scan, and with it what was written during the scan.
+            following = await self._stream_lag(FeedPlace(life=about.life, phase=Phase.STREAM, at=place.began))
+            behind = max(0, total - place.given) + following.commits
             return Lag(behind, await self._index.oldest(_ALWAYS) if behind else None)
         if place.phase is Phase.INDEX or self._is_forgotten(place):
             since = place.since or self._since(place.at)
-            behind = await self._index.count(since, at_most=_COUNTED_AT_MOST)
+            following = await self._stream_lag(FeedPlace(life=about.life, phase=Phase.STREAM, at=place.began))
+            behind = await self._index.count(since, at_most=_COUNTED_AT_MOST) + following.commits
             return Lag(behind, await self._index.oldest(since) if behind else None)
         return await self._stream_lag(place)
 

@@ -18,6 +18,8 @@ __all__ = ["Ahead", "Walk"]
 
 _TRIMS_AT_MOST: Final = 3
 _NEVER: Final = float("-inf")
+_FRESH: Final = 5.0
+"""Seconds before a walk began. A short answer that ends with a change no older than that ends at the shard's tip."""
 
 
 class Ahead(NamedTuple):
@@ -43,6 +45,7 @@ class Walk:
         """For `begin`."""
         self.began_at = began_at
         """AWS's time, in seconds, before anything was read."""
+        self._begun_on_loop = asyncio.get_running_loop().time()
         self._changes = changes
         self._life = life
         self._shards = shards
@@ -107,8 +110,13 @@ class Walk:
         if run.ended:
             self._cursors[shard] = DONE
             await self._renew()
-        elif run.drained:
+        elif run.drained or self._was_tip(run):
             self._drained.add(shard)
+
+    def _was_tip(self, run: Run) -> bool:
+        """Whether the run ends where the shard ended after the walk began. Under load it would never be found empty."""
+        looked_at_since = run.short is not None and run.short >= self._begun_on_loop
+        return looked_at_since and bool(run.changes) and run.changes[-1].created >= self.began_at - _FRESH
 
     async def _run(self, shard: str, share: int) -> Run:
         try:

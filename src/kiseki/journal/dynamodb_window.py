@@ -51,11 +51,15 @@ class Change:
 
 
 class Run(NamedTuple):
-    """Changes of a shard one after the other. `drained`: there is nothing more now; `ended`: nor will there be."""
+    """Changes of a shard one after the other. `drained`: there is nothing more now; `ended`: nor will there be.
+
+    `short`: they end where the last call ended, at this time of the event loop, and that call gave less than it could.
+    """
 
     changes: Sequence[Change]
     drained: bool
     ended: bool
+    short: float | None = None
 
 
 class Window:
@@ -74,6 +78,8 @@ class Window:
         self.ended = False
         self.at_tip = False
         """Whether the last call found nothing."""
+        self.short = False
+        """Whether the last call gave less than it could."""
         self.looked_at = float("-inf")
         self.used_at = float("-inf")
         self.calls = 0

@@ -65,6 +65,8 @@ class Follower:
         self._page_commits = page_commits
         self._applied = applied
         self._position: Position | None = None
+        self._behind: int | None = None
+        """Commits that are left of those there were when it was measured."""
         self._retried_at_start = False
 
     async def opened(self) -> tuple[ProjectionStore, Projector]:
@@ -77,15 +79,16 @@ class Follower:
             self._open = store, self._new_projector(store)
         return self._open
 
-    async def step(self, *, measured: bool) -> bool:
+    async def step(self, *, measured: bool, afresh: bool = True) -> bool:
         """Applies the next page; whether there was one. What is unavailable is waited for, and never parked.
 
-        `caught_up` is certain when a page was empty; with `measured` it is found also while new commits keep coming.
+        `caught_up` is certain when a page was empty; with `measured` it is found also while new commits keep coming:
+        when the page is all there was before it, or, unless `afresh`, when all there was at an earlier step is applied.
         Raises BuildMissing.
         """
         if self.refusal is not None or self._clock.monotonic() < self.retry_at:
             return False
-        return await self.guarded(lambda: self._page(measured=measured))
+        return await self.guarded(lambda: self._page(measured=measured, afresh=afresh))
 
     async def guarded(self, work: Callable[[], Awaitable[bool]]) -> bool:
         """Runs a piece of work on the build; when it fails, notes why and when to try again, and gives False.
@@ -118,11 +121,11 @@ class Follower:
         self.failure = problem
         self.caught_up = False
         # What the store says is what counts after a failure, not what was last seen.
-        self._position = None
+        self._position = self._behind = None
         self.retry_at = self._clock.monotonic() + self._backoff.failed()
         self._telemetry.projection_retry(self.build.name.projection, code)
 
-    async def _page(self, *, measured: bool) -> bool:
+    async def _page(self, *, measured: bool, afresh: bool) -> bool:
         store, projector = await self.opened()
         if not self._retried_at_start:
             await self.retry_parked(at_start=True)
@@ -130,7 +133,8 @@ class Follower:
         if self._position is None:
             self._position = await store.position()
         started = self._clock.monotonic()
-        behind = (await self._journal.lag(self._position)).commits if measured else None
+        if measured and (afresh or self._behind is None):
+            self._behind = (await self._journal.lag(self._position)).commits
         page = await self._journal.feed(self._position, limit=self._page_commits)
         if not page.commits:
             if page.position != self._position:
@@ -143,7 +147,12 @@ class Follower:
         events = [event for commit in page.commits if concerns(commit.stream) for event in commit.recorded()]
         count = await projector.apply(events, page.position, scrub=erases)
         self._position = page.position
-        self.caught_up = behind is not None and len(page.commits) >= behind
+        self.caught_up = False
+        if measured and self._behind is not None:
+            self._behind -= len(page.commits)
+            self.caught_up = self._behind <= 0
+            if self.caught_up:
+                self._behind = None
         self.events_applied += count
         self._telemetry.projected(self.build.name.projection, count, self._clock.monotonic() - started)
         self._applied()

@@ -152,7 +152,8 @@ class OwnedBuilds:
             worked = await self.live.step(measured=measured)
         candidate = self.candidate
         if candidate is not None:
-            worked |= await candidate.step(measured=True)
+            # Beside a live one it has to be as far as that is now; the first one has to get there at all under load.
+            worked |= await candidate.step(measured=True, afresh=self.live is not None)
             if candidate.refusal is not None:
                 await candidate.guarded(self._note_refusal)
             elif candidate.caught_up:
