@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ async def eventually(condition: Callable[[], Any]) -> Any:
         while not (found := condition()):
             await asyncio.sleep(0.02)
         return found
+
+
+def kiseki_in(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `kiseki`, with an environment that is at hand."""
+    return kiseki(*arguments, cwd=None, **environment)
 
 
 def kiseki(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,14 +6,14 @@ import asyncio
 import json
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.client import Client, ConnectionLost
-from tests.e2e.commands import eventually, kiseki, running
+from tests.e2e.commands import eventually, kiseki, kiseki_in, running
 from tests.e2e.pairs import PAIRS, Pair, make_pair
 from tests.e2e.processes import Service
 from tests.e2e.test_processes import CREATE, HANAKO, ONE, RENAME, data, get, round_trip
@@ -40,16 +40,16 @@ async def test_a_service_on_every_pair(tmp_path: Path, pair: Pair) -> None:
     async with running(service):
         await round_trip(service)
         rebuilt = await asyncio.to_thread(
-            lambda: kiseki("projection", "rebuild", "user_accounts", *place, **pair.environment)
+            lambda: kiseki_in(pair.environment, "projection", "rebuild", "user_accounts", *place)
         )
         assert rebuilt.returncode == 0, rebuilt.stderr
         await round_trip(service)
         assert service.terminate() == 0
     assert "Traceback" not in service.log.read_text(encoding="utf-8")
-    verified = kiseki("journal", "verify", *place, **pair.environment)
+    verified = kiseki_in(pair.environment, "journal", "verify", *place)
     assert verified.returncode == 0, verified.stderr
     assert "6 commits, 6 events, 2 streams" in verified.stdout
-    status = kiseki("projection", "status", "--json", *place, **pair.environment)
+    status = kiseki_in(pair.environment, "projection", "status", "--json", *place)
     (live,) = [build for build in json.loads(status.stdout) if build["state"] == "live"]
     assert (live["generation"], live["commitsBehind"], live["parkedCount"]) == (2, 0, 0)
     async with running(service):  # everything is still there
@@ -139,7 +139,7 @@ async def test_two_services_share_streams_and_one_takes_over_when_the_other_is_k
                 names[sku] = str(stock["onHand"])
         # Every event of every stream exactly once, whoever wrote it.
         verified = await asyncio.to_thread(
-            lambda: kiseki("journal", "verify", "--data-dir", str(two.data_dir), **two.environment)
+            lambda: kiseki_in(two.environment, "journal", "verify", "--data-dir", str(two.data_dir))
         )
         assert verified.returncode == 0, verified.stderr
         assert two.terminate() == 0
@@ -149,10 +149,10 @@ async def test_two_services_share_streams_and_one_takes_over_when_the_other_is_k
 
 
 @pytest.fixture
-def own_server() -> AsyncIterator[PostgresServer]:
+def own_server() -> Iterator[PostgresServer]:
     """A server that a test may stop."""
     with PostgresServer() as server:
-        yield server  # type: ignore[misc]
+        yield server
 
 
 async def refused(service: Service) -> int:
@@ -306,6 +306,7 @@ def test_a_url_that_can_not_be_used_is_named_without_its_secret(tmp_path: Path, 
 def test_migrate_is_safe_to_repeat(tmp_path: Path, postgres_url: str) -> None:
     first = kiseki("migrate", "--data-dir", str(tmp_path / "data"), KISEKI_JOURNAL=postgres_url)
     assert first.returncode == 0, first.stderr
+    assert "kiseki_journal" in first.stdout
     assert first.stdout.count("\n") >= 3
     again = kiseki("migrate", "--data-dir", str(tmp_path / "data"), KISEKI_JOURNAL=postgres_url)
     assert (again.returncode, again.stdout) == (0, "everything is up to date\n")

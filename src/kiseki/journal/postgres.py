@@ -146,7 +146,7 @@ class PostgresJournal:
             if not is_unavailable(problem):
                 raise
             raise JournalUnavailable(f"{where} can't be migrated: {reason(problem)}") from problem
-        return [f"{where}: migration {number} applied" for number in applied] or [f"{where} is up to date"]
+        return [f"{where}: migration {number} applied" for number in applied]
 
     async def append(
         self,

@@ -70,7 +70,8 @@ class PostgresReadModels:
             if is_unavailable(problem):
                 raise unavailable(f"the database of the read models at {address.label}", problem) from problem
             raise
-        return [f"{COMPONENT}: migration {number}" for number in numbers]
+        where = f"the read models on {address.label}, schema {address.schema}"
+        return [f"{where}: migration {number} applied" for number in numbers]
 
     async def close(self) -> None:
         """Lets running queries end and closes connections. The updater has to be stopped before."""

@@ -148,7 +148,8 @@ class PostgresKeyStore:
             raise KeyStoreUnavailable(
                 f"the key store on {address.label} can't be migrated: {reason(problem)}"
             ) from problem
-        return [f"{address.label}, schema {address.schema}: {COMPONENT} {number}" for number in done]
+        where = f"the key store on {address.label}, schema {address.schema}"
+        return [f"{where}: migration {number} applied" for number in done]
 
     async def load(self, subjects: Collection[str]) -> dict[str, SubjectKeys]:
         """As KeyStore; concurrent calls share one read."""

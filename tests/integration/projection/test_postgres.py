@@ -195,7 +195,9 @@ async def test_without_tables_it_says_what_to_run(postgres_server: PostgresServe
     for ask in (models.builds.builds, lambda: models.builds.own("totals", 1)):
         with pytest.raises(NotMigrated, match="kiseki migrate"):
             await ask()
-    assert await PostgresReadModels.migrate(address) == ["read models: migration 1"]
+    assert await PostgresReadModels.migrate(address) == [
+        f"the read models on {address.label}, schema {address.schema}: migration 1 applied"
+    ]
     assert await PostgresReadModels.migrate(address) == []
     assert list(await models.builds.builds()) == []
     await models.close()
