@@ -103,6 +103,14 @@ class LambdaRuntime:
         """The lines of its output that are JSON."""
         return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
 
+    def reports(self, count: int) -> list[dict[str, Any]]:
+        """The lines that report on an invocation, once there are so many: a pipe may bring them after the answer."""
+        deadline = time.monotonic() + _START_SECONDS
+        while len(found := [line for line in self.lines() if "_aws" in line]) < count:
+            assert time.monotonic() < deadline, f"{len(found)} of {count} invocations were reported"
+            time.sleep(_LOOK)
+        return found
+
     def invoke(self, event: Any) -> Result:
         """One event through the handler. An error, a crash and a timeout come back as errors, as from Lambda."""
         started = time.perf_counter()

@@ -36,6 +36,8 @@ __all__ = [
 PostgresConnection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}")
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(:\d{1,5})?")
+"""One host of a URL, with its port if there is one."""
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _URL: Final = "postgresql://user:password@host:5432/database?sslmode=verify-full"
 
@@ -81,6 +83,8 @@ class PostgresAddress:
         database = urllib.parse.unquote(parts.path.removeprefix("/")) or parameters.get("dbname", "")
         if not hosts or not database:
             raise StoreUrlInvalid(f"the URL of a PostgreSQL database names a host and a database, as in {_URL}")
+        if not all(_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(",")):
+            raise StoreUrlInvalid(f"the URL of a PostgreSQL database has a port that is no number; write it as {_URL}")
         if "@" in parts.netloc.rpartition("@")[0]:
             raise StoreUrlInvalid("the user or password in the URL of a PostgreSQL database has a `@`; write it as %40")
         query = urllib.parse.urlencode(parameters, quote_via=urllib.parse.quote)

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Self
 
 from kiseki.clients.errors import NotMigrated
+from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.projection import Projection
@@ -130,13 +131,13 @@ async def migrate(settings: Settings) -> Sequence[str]:
 
 
 async def _journal(settings: Settings, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> StoreJournal:
-    journal = await _family(settings, url).journal(url, clock=clock, telemetry=telemetry)
-    try:
-        with _reached(url):
-            await journal.head()
-    except BaseException:
-        await journal.close()
-        raise
+    with _reached(url):
+        journal = await _family(settings, url).journal(url, clock=clock, telemetry=telemetry)
+        try:
+            await journal.recall("reachable")  # the cheapest question that every store can answer
+        except BaseException:
+            await journal.close()
+            raise
     return journal
 
 
@@ -167,9 +168,14 @@ def _is_in(directory: DataDirectory, url: StoreUrl) -> bool:
 
 @contextmanager
 def _reached(url: StoreUrl) -> Iterator[None]:
-    """What a store elsewhere can't do now becomes StoreNotReachable; of embedded ones everything stays as it is."""
+    """What a store elsewhere can't do now becomes StoreNotReachable; of embedded ones everything stays as it is.
+
+    What is wrong with a URL is said with the setting's name.
+    """
     try:
         yield
+    except StoreUrlInvalid as problem:
+        raise SettingsError(f"{url.setting}: {problem}") from problem
     except (NotMigrated, StoreNotReachable):
         raise
     except Unavailable as problem:

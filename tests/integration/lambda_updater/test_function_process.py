@@ -119,7 +119,7 @@ async def test_an_environment_that_is_killed_after_writing_has_applied_everythin
     # The event source mapping delivers all of it again, to another environment.
     with shop.function() as function:
         assert (await invoke(function, records))[:2] == (FINE, None)
-        assert function.lines()[-1]["applied"] == 2
+        assert function.reports(1)[-1]["applied"] == 2
     assert await shop.names() == names(5)
 
 
@@ -128,7 +128,7 @@ async def test_a_function_that_waits_for_its_database_answers_before_it_is_kille
     records = await shop.records()
     with shop.function(do="wait", timeout=4.0) as function:
         assert (await invoke(function, records))[:2] == (given_back(records[0]), None), function.output
-        assert function.lines()[-1]["redelivered"] == 2
+        assert function.reports(1)[-1]["redelivered"] == 2
     with shop.function() as function:
         assert (await invoke(function, records))[:2] == (FINE, None)
     assert await shop.names() == names(2)

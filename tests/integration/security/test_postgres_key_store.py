@@ -294,7 +294,7 @@ async def test_without_tables_everything_says_to_migrate(postgres_address: Postg
     store = await PostgresKeyStore.open(postgres_address)
     assert await attempts(store) == ["NOT_MIGRATED"] * 7
     assert await PostgresKeyStore.migrate(postgres_address) == [
-        f"{postgres_address.label}, schema kiseki_keys: key store 1"
+        f"the key store on {postgres_address.label}, schema kiseki_keys: migration 1 applied"
     ]
     assert await PostgresKeyStore.migrate(postgres_address) == []
     assert await store.load(["A-1"]) == {}

@@ -18,6 +18,7 @@ from kiseki.clients.dynamodb import (
     TransactionCanceled,
 )
 from kiseki.clients.errors import NotMigrated
+from kiseki.journal import dynamodb_append
 from kiseki.journal.dynamodb import DynamoDbJournal
 from kiseki.journal.dynamodb_append import StreamEnds
 from kiseki.journal.dynamodb_held import ClaimAction, claim_actions, claim_key, record_put
@@ -177,7 +178,8 @@ async def test_where_an_earlier_fault_is_not_certain_it_is_tried_again(reasons: 
     assert script.operations == ["TransactWriteItems"] * 2
 
 
-async def test_trying_again_has_an_end() -> None:
+async def test_trying_again_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamodb_append, "_FIRST_PAUSE", 0.0)
     script = Script(*[canceled(BUSY, fault(), FINE, FINE)] * 50)
     with pytest.raises(JournalUnavailable, match="being written by others"):
         await append(script, **ALL)
