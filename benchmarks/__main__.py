@@ -18,7 +18,6 @@ from benchmarks.whole_path import REFERENCES, TARGETS, Effort, measure
 
 WARM_UP_SECONDS = 1.0
 TABLE_WIDTH = 120
-JOURNALS_WIDTH = 170
 SMOKE = Effort(rounds=1, warm_up_seconds=0.2, seconds=1.0, connections=8)
 
 
@@ -69,7 +68,7 @@ def _journals(options: argparse.Namespace) -> int:
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print_journals(found, Console(width=JOURNALS_WIDTH))
+    print_journals(found, Console(width=TABLE_WIDTH))
     return 0
 
 
