@@ -30,11 +30,11 @@ from benchmarks.errors import BenchmarkError
 from kiseki.application.system import SystemClock
 from kiseki.clients.dynamodb import DynamoDbAddress
 from kiseki.clients.postgres import PostgresAddress
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.format import checksum, encode_commit
 from kiseki.journal.port import CommitMetadata, Journal
-from kiseki.journal.postgres import PostgresJournal
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.postgres.journal import PostgresJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.telemetry import NoTelemetry
 from tests.servers.emulator import REGION, AwsEmulator, NoEmulator

@@ -8,7 +8,7 @@ from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.context import Application
 from kiseki.application.system import UlidSource
 from kiseki.command.handler import CommandHandler
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.event import Event
 from kiseki.kernel.telemetry import NoTelemetry

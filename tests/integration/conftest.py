@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.security.key_store import MemoryKeyStore
 from kiseki.security.master_key import LocalMasterKey

@@ -22,8 +22,9 @@ from unittest import mock
 from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.command.handler import CommandHandler, CommandRequest
-from kiseki.journal import sqlite_connection, sqlite_reader, sqlite_schema, sqlite_writer
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite import connection as sqlite_connection
+from kiseki.journal.sqlite import reader, schema, writer
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.streams import StreamId
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.security.master_key import LocalMasterKey
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> None:
     callers, commands = (int(argument) for argument in arguments[2:4])
     opened = weakened(sqlite_connection.connect, synchronous)
     with ExitStack() as patched:
-        for module in (sqlite_schema, sqlite_writer, sqlite_reader):
+        for module in (schema, writer, reader):
             patched.enter_context(mock.patch.object(module, "connect", opened))
         asyncio.run(run(directory, callers, commands))
 

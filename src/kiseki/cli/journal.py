@@ -15,7 +15,7 @@ import msgspec
 from kiseki.application.system import SystemClock
 from kiseki.cli.output import people_table, print_table, progress_bar
 from kiseki.journal.port import START, RecordedEvent
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.journal.verify import VerifyReport
 from kiseki.journal.verify import verify as walk
 from kiseki.kernel.codec import SEALED_MARK

@@ -16,11 +16,11 @@ import msgspec
 
 from kiseki.application.system import SystemClock
 from kiseki.cli.output import progress_bar
-from kiseki.journal.transfer import TransferableJournal, TransferFailed, why
-from kiseki.journal.transfer_export import ExportReport, export_journal
-from kiseki.journal.transfer_file import new_file, rereadable
-from kiseki.journal.transfer_import import ImportReport, import_journal
-from kiseki.journal.transfer_lines import Counts
+from kiseki.journal.transfer.exporting import ExportReport, export_journal
+from kiseki.journal.transfer.file import new_file, rereadable
+from kiseki.journal.transfer.importing import ImportReport, import_journal
+from kiseki.journal.transfer.lines import Counts
+from kiseki.journal.transfer.transferable import TransferableJournal, TransferFailed, why
 
 __all__ = ["OpenedJournal", "export", "import_"]
 

@@ -31,7 +31,7 @@ from kiseki.journal.port import (
     Snapshot,
     check_limits,
 )
-from kiseki.journal.transfer import HELD_PAGE, HeldClaim, claims_by_value, records_by_key
+from kiseki.journal.transfer.transferable import HELD_PAGE, HeldClaim, claims_by_value, records_by_key
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock
 from kiseki.kernel.streams import STREAM

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kiseki.clients.dynamodb import DynamoDbAddress
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
 from kiseki.service.settings import Settings, SettingsError

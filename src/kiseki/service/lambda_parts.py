@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock
 from kiseki.clients.dynamodb_address import DynamoDbAddress
-from kiseki.journal.dynamodb_items import commit_of
+from kiseki.journal.dynamodb.items import commit_of
 from kiseki.journal.port import Commit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.telemetry import NoTelemetry

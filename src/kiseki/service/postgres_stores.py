@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from kiseki.clients.postgres import PostgresAddress
-from kiseki.journal.postgres import PostgresJournal
+from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.kernel.ports import Clock, Telemetry
-from kiseki.query.postgres import PostgresReadModels
+from kiseki.query.postgres.read_models import PostgresReadModels
 from kiseki.security.postgres_key_store import PostgresKeyStore
 from kiseki.service.settings import Settings
 from kiseki.service.store_urls import StoreUrl

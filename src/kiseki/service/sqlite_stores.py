@@ -12,10 +12,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock, Telemetry
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.sqlite.read_models import SqliteReadModels
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 from kiseki.service.store_urls import StoreUrl
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kiseki.journal.port import SnapshotStore
-from kiseki.journal.transfer import TransferableJournal
+from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.port import BuildCatalog
 from kiseki.query.database import ReadDatabase

@@ -30,7 +30,7 @@ from kiseki.projection.updater import Updater
 from kiseki.query.consistency import ConsistencyToken
 from kiseki.query.queries import Queries
 from kiseki.query.query import Arguments
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.sqlite.read_models import SqliteReadModels
 from kiseki.query.waiting import ConsistencyWaiter
 from kiseki.security.key_store import MemoryKeyStore
 from kiseki.security.master_key import LocalMasterKey

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbClient
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import Commit
 from kiseki.testing.journal_conformance import encoded, metadata
 from tests.integration.journal.sqlite_parts import Groups, RealClock

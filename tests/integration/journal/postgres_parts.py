@@ -11,8 +11,8 @@ from typing import Any
 
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect
 from kiseki.journal.port import START, Commit, CommitMetadata, Journal, JournalUnavailable, Position
-from kiseki.journal.postgres import PostgresJournal
-from kiseki.journal.postgres_append import append_plain, new_request
+from kiseki.journal.postgres.append import append_plain, new_request
+from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.testing.journal_conformance import encoded, metadata
 from tests.integration.journal.sqlite_parts import Groups, RealClock

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from kiseki.journal.port import Commit
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import encoded, metadata
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import pytest
 from hypothesis import settings
 
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import CommitMetadata
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock

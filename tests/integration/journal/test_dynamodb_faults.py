@@ -14,7 +14,7 @@ import pytest
 
 from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbClient
 from kiseki.clients.errors import NotMigrated
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import (
     START,
     ClaimChange,

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.port import CommitMetadata
-from kiseki.journal.postgres import PostgresJournal
+from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock
 from kiseki.testing.journal_conformance import JournalConformance, JournalStore

@@ -13,10 +13,10 @@ import pytest
 
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection
-from kiseki.journal import postgres_writer
 from kiseki.journal.port import START, ClaimChange, Commit, Conflict, CorruptJournal, Journal, JournalUnavailable
-from kiseki.journal.postgres import PostgresJournal
-from kiseki.journal.postgres_append import GroupResult
+from kiseki.journal.postgres import writer as postgres_writer
+from kiseki.journal.postgres.append import GroupResult
+from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.journal.verify import verify
 from kiseki.testing.journal_conformance import claimed, encoded, everything, idempotency, metadata, whole_feed
 from tests.integration.journal.postgres_parts import (

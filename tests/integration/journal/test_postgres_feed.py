@@ -10,8 +10,8 @@ import pytest
 
 from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.port import START, CorruptJournal, Position
-from kiseki.journal.postgres import PostgresJournal
-from kiseki.journal.postgres_feed import Place, read_feed
+from kiseki.journal.postgres.feed import Place, read_feed
+from kiseki.journal.postgres.journal import PostgresJournal
 from tests.integration.journal.postgres_parts import (
     SlowAppend,
     append,

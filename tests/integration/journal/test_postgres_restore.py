@@ -10,7 +10,7 @@ import pytest
 
 from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.port import CorruptJournal, JournalUnavailable
-from kiseki.journal.postgres import PostgresJournal
+from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.journal.verify import verify
 from tests.integration.journal.postgres_parts import append, connected, new_journal, opened, streams_of_feed
 from tests.servers.postgres import PostgresServer

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from kiseki.journal.sqlite import SqliteJournal
-from kiseki.journal.sqlite_schema import raise_epoch
+from kiseki.journal.sqlite.journal import SqliteJournal
+from kiseki.journal.sqlite.schema import raise_epoch
 from kiseki.kernel.ports import Clock
 from kiseki.testing.journal_conformance import JournalConformance, JournalStore
 from kiseki.testing.journal_machine import OpenJournal, journal_machine

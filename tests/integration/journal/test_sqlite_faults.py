@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from kiseki.journal import sqlite_schema, sqlite_writer
 from kiseki.journal.port import Commit, Conflict, CorruptJournal, JournalUnavailable
-from kiseki.journal.sqlite import SqliteJournal
-from kiseki.journal.sqlite_connection import connect
+from kiseki.journal.sqlite import schema as sqlite_schema
+from kiseki.journal.sqlite import writer as sqlite_writer
+from kiseki.journal.sqlite.connection import connect
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.journal.verify import verify
 from kiseki.testing.journal_conformance import everything, whole_feed
 from tests.integration.journal.sqlite_parts import Groups, RealClock, append, append_many, child, line_from, opened, say

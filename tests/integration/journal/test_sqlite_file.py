@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from kiseki.journal import sqlite_reader
 from kiseki.journal.port import START, CorruptJournal, JournalUnavailable, Position, Snapshot
-from kiseki.journal.sqlite_connection import connect
-from kiseki.journal.sqlite_schema import JournalIdentity
+from kiseki.journal.sqlite import reader as sqlite_reader
+from kiseki.journal.sqlite.connection import connect
+from kiseki.journal.sqlite.schema import JournalIdentity
 from kiseki.journal.verify import verify
 from kiseki.testing.journal_conformance import everything, idempotency, whole_feed
 from tests.integration.journal.sqlite_parts import RealClock, append, append_many, opened

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kiseki.journal.port import START, Conflict
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.journal.verify import verify
 from kiseki.testing.journal_conformance import encoded, everything, metadata, whole_feed
 from tests.integration.journal.sqlite_parts import append, append_many, child, hear, line_from, opened, say

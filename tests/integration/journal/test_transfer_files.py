@@ -23,13 +23,13 @@ import pytest
 from kiseki.cli.transfer import export, import_
 from kiseki.journal.memory import MemoryJournal
 from kiseki.journal.port import CorruptJournal, FeedPage, JournalUnavailable, Position
-from kiseki.journal.transfer import (
+from kiseki.journal.transfer.file import new_file
+from kiseki.journal.transfer.transferable import (
     HeldClaim,
     TransferableJournal,
     TransferFailed,
     TransferFileDamaged,
 )
-from kiseki.journal.transfer_file import new_file
 from kiseki.testing.journal_conformance import SetClock, encoded, metadata
 from tests.integration.journal.transfer_parts import content, exported, fill, parsed, sqlite
 

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiseki.journal.port import Commit, CommitMetadata, IdempotencyRecord
-from kiseki.journal.postgres import PostgresJournal
-from kiseki.journal.transfer import HeldClaim, TransferableJournal, TransferFailed, TransferTargetDiffers
-from kiseki.journal.transfer_export import export_journal
-from kiseki.journal.transfer_import import import_journal
+from kiseki.journal.postgres.journal import PostgresJournal
+from kiseki.journal.transfer.exporting import export_journal
+from kiseki.journal.transfer.importing import import_journal
+from kiseki.journal.transfer.transferable import HeldClaim, TransferableJournal, TransferFailed, TransferTargetDiffers
 from kiseki.journal.verify import verify
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.testing.journal_conformance import SetClock, claimed, encoded, everything, metadata, whole_feed

@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.memory import MemoryJournal
-from kiseki.journal.postgres import PostgresJournal
-from kiseki.journal.sqlite import SqliteJournal
-from kiseki.journal.transfer import TransferableJournal
-from kiseki.journal.transfer_export import ExportReport, export_journal
-from kiseki.journal.transfer_import import ImportReport, import_journal
+from kiseki.journal.postgres.journal import PostgresJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
+from kiseki.journal.transfer.exporting import ExportReport, export_journal
+from kiseki.journal.transfer.importing import ImportReport, import_journal
+from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.kernel.ports import Clock
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import SetClock, claim, claimed, encoded, idempotency, metadata

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kiseki.journal.dynamodb_items import commit_of
+from kiseki.journal.dynamodb.items import commit_of
 from kiseki.projection.port import Batch
-from kiseki.query.sqlite_builds import SqliteStore
+from kiseki.query.sqlite.builds import SqliteStore
 from kiseki.service.lambda_handler import LambdaHandler
 from kiseki.service.lambda_parts import LambdaParts, ParkedCounter, Source, Warm, open_stores
 from kiseki.service.settings import Settings

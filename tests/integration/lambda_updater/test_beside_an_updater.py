@@ -13,7 +13,7 @@ from sqlalchemy import select
 from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.command.handler import CommandHandler, CommandRequest
-from kiseki.journal.dynamodb_items import commit_of
+from kiseki.journal.dynamodb.items import commit_of
 from kiseki.journal.memory import MemoryJournal
 from kiseki.journal.port import START, Commit
 from kiseki.kernel.codec import EventCodec
@@ -23,7 +23,7 @@ from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import audit_projection
 from kiseki.projection.subscription import Subscription
 from kiseki.projection.updater import Updater
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.sqlite.read_models import SqliteReadModels
 from kiseki.security.key_store import MemoryKeyStore
 from kiseki.security.master_key import LocalMasterKey
 from kiseki.security.protector import KeyProtector
@@ -57,7 +57,7 @@ async def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
         return open_files
 
     from kiseki.clients.postgres import PostgresAddress
-    from kiseki.query.postgres import PostgresReadModels
+    from kiseki.query.postgres.read_models import PostgresReadModels
 
     address = PostgresAddress.parse(request.getfixturevalue("postgres_url"), schema="kiseki_read_models")
     await PostgresReadModels.migrate(address)

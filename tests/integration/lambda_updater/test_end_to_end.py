@@ -24,7 +24,7 @@ from kiseki import Erased, StreamId
 from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.command.handler import CommandHandler, CommandRequest, CommandResult
-from kiseki.journal.dynamodb import DynamoDbJournal
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import CommitMetadata
 from kiseki.kernel.codec import EncodedEvent, EventCodec
 from kiseki.kernel.telemetry import NoTelemetry

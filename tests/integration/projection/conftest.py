@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kiseki.projection.port import ProjectionStore
-from kiseki.query.postgres import PostgresReadModels
+from kiseki.query.postgres.read_models import PostgresReadModels
 from tests.integration.projection.parts import DEFINITION, TOTALS, Place, PostgresStorage, SqliteStorage, Storage
 from tests.servers.postgres import PostgresServer
 from tests.unit.projection.parts import World

@@ -20,8 +20,8 @@ from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
 from kiseki.projection.subscription import Subscription
 from kiseki.projection.updater import Updater
-from kiseki.query.postgres import DEFAULT_SCHEMA, PostgresReadModels
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.postgres.read_models import DEFAULT_SCHEMA, PostgresReadModels
+from kiseki.query.sqlite.read_models import SqliteReadModels
 from tests.servers.postgres import PostgresServer
 from tests.unit.projection.parts import DECIDERS, Totals, World
 

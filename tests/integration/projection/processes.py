@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from kiseki.application.system import SystemClock
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.telemetry import NoTelemetry
 from tests.integration.projection.parts import Place, PostgresStorage
 from tests.unit.projection.parts import Facts

@@ -26,8 +26,8 @@ from kiseki.projection.port import (
     ProjectionStore,
 )
 from kiseki.projection.status import request_rebuild
-from kiseki.query.postgres import DEFAULT_SCHEMA, PostgresReadModels
-from kiseki.query.postgres_ownership import OwnershipLost, Ownerships
+from kiseki.query.postgres.ownership import OwnershipLost, Ownerships
+from kiseki.query.postgres.read_models import DEFAULT_SCHEMA, PostgresReadModels
 from tests.integration.projection.parts import (
     DEFINITION,
     TOTALS,

@@ -36,8 +36,8 @@ from kiseki.projection.port import (
 from kiseki.projection.status import request_rebuild
 from kiseki.projection.subscription import Subscription
 from kiseki.query.database import QueryFailed
-from kiseki.query.postgres import PostgresReadModels
-from kiseki.query.postgres_schema import schema_names
+from kiseki.query.postgres.read_models import PostgresReadModels
+from kiseki.query.postgres.schema import schema_names
 from tests.integration.projection.parts import (
     DEFINITION,
     TOTALS,

@@ -12,7 +12,7 @@ from kiseki import Unavailable
 from kiseki.application.system import SystemClock
 from kiseki.projection.status import audit_projection, request_rebuild
 from kiseki.projection.subscription import Subscription
-from kiseki.query.postgres import PostgresReadModels
+from kiseki.query.postgres.read_models import PostgresReadModels
 from tests.integration.projection.parts import Place, PostgresStorage, expected_steps, until
 from tests.integration.projection.processes import Process, on_disk
 from tests.servers.postgres import PostgresServer

@@ -16,9 +16,9 @@ from kiseki.journal.port import Position
 from kiseki.projection.port import Batch, BuildMissing, BuildName, ProjectionStore
 from kiseki.projection.status import request_rebuild
 from kiseki.query.database import QueryTooSlow
-from kiseki.query.sqlite import SqliteReadModels
-from kiseki.query.sqlite_files import connect
-from kiseki.query.sqlite_reader import SqliteReader
+from kiseki.query.sqlite.files import connect
+from kiseki.query.sqlite.read_models import SqliteReadModels
+from kiseki.query.sqlite.reader import SqliteReader
 from tests.integration.projection.parts import (
     DEFINITION,
     NEVER,
@@ -129,7 +129,7 @@ async def test_a_full_disk_is_waited_for_and_parks_nothing(place: Place, monkeyp
         opened.append(connection)
         return connection
 
-    monkeypatch.setattr("kiseki.query.sqlite_build.connect", small)
+    monkeypatch.setattr("kiseki.query.sqlite.build.connect", small)
     for amount in range(100, 1_100):
         await place.world.facts.happen(A, Noted("x" * 10), Counted(amount))
     updater = place.updater(totals, page_commits=100, poll_interval=NEVER)

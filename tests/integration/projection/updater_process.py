@@ -13,13 +13,13 @@ from pathlib import Path
 
 from kiseki.application.system import SystemClock
 from kiseki.clients.postgres import PostgresAddress
-from kiseki.journal.sqlite import SqliteJournal
+from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.updater import Updater
-from kiseki.query.postgres import DEFAULT_SCHEMA, PostgresReadModels
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.postgres.read_models import DEFAULT_SCHEMA, PostgresReadModels
+from kiseki.query.sqlite.read_models import SqliteReadModels
 from tests.integration.projection.parts import ReadModels
 from tests.support import ManualClock
 from tests.unit.projection.parts import DECIDERS, Totals, a_protector, schema_of

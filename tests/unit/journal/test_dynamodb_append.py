@@ -18,11 +18,11 @@ from kiseki.clients.dynamodb import (
     TransactionCanceled,
 )
 from kiseki.clients.errors import NotMigrated
-from kiseki.journal import dynamodb_append
-from kiseki.journal.dynamodb import DynamoDbJournal
-from kiseki.journal.dynamodb_append import StreamEnds
-from kiseki.journal.dynamodb_held import ClaimAction, claim_actions, claim_key, record_put
-from kiseki.journal.dynamodb_items import commit_item, document_bytes
+from kiseki.journal.dynamodb import append as dynamodb_append
+from kiseki.journal.dynamodb.append import StreamEnds
+from kiseki.journal.dynamodb.held import ClaimAction, claim_actions, claim_key, record_put
+from kiseki.journal.dynamodb.items import commit_item, document_bytes
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import (
     ClaimChange,
     ClaimTaken,

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from kiseki.clients.dynamodb import ConditionFailed, DynamoDbAddress, DynamoDbRefused, DynamoDbUnavailable
 from kiseki.clients.errors import NotMigrated
-from kiseki.journal.dynamodb import DynamoDbJournal
-from kiseki.journal.dynamodb_changes import ChangeStream
-from kiseki.journal.dynamodb_items import commit_item, document_bytes
+from kiseki.journal.dynamodb.changes import ChangeStream
+from kiseki.journal.dynamodb.items import commit_item, document_bytes
+from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import START, Commit, CorruptJournal, JournalUnavailable, Position
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import SetClock, encoded, metadata, whole_feed

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kiseki.journal.dynamodb_items import (
+from kiseki.journal.dynamodb.items import (
     ITEM_BYTES,
     commit_item,
     commit_of,

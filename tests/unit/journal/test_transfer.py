@@ -30,7 +30,10 @@ from kiseki.journal.port import (
     Position,
     RecordedEvent,
 )
-from kiseki.journal.transfer import (
+from kiseki.journal.transfer.exporting import export_journal
+from kiseki.journal.transfer.importing import import_journal
+from kiseki.journal.transfer.notes import TransferNotes
+from kiseki.journal.transfer.transferable import (
     HeldClaim,
     TransferFailed,
     TransferFileDamaged,
@@ -38,10 +41,7 @@ from kiseki.journal.transfer import (
     claims_by_value,
     records_by_key,
 )
-from kiseki.journal.transfer_export import export_journal
-from kiseki.journal.transfer_import import import_journal
-from kiseki.journal.transfer_notes import TransferNotes
-from kiseki.journal.transfer_walk import JournalWalk
+from kiseki.journal.transfer.walk import JournalWalk
 from kiseki.testing.journal_conformance import SetClock, encoded, everything, metadata, whole_feed
 from kiseki.testing.journal_tests.transfer import held_by
 from tests.integration.journal.transfer_parts import (
@@ -288,7 +288,7 @@ def commit_document(blank: bytes) -> bytes:
 
 
 async def test_a_file_without_line_breaks_is_refused_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiseki.journal.transfer_reader._LINE_BYTES", 10_000)
+    monkeypatch.setattr("kiseki.journal.transfer.reader._LINE_BYTES", 10_000)
     assert "line 1 is damaged: it is too long" in await refusal(b"x" * 100_000)
     assert "line 2 is damaged: it is too long" in await refusal(HEADER + b"\n" + b" " * 100_000)
     assert "cut off after line 1" in await refusal(HEADER + b"\n" + b" " * 9_000)

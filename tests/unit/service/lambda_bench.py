@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import Table, select
 
-from kiseki.journal.dynamodb_items import commit_item, commit_of, document_bytes
+from kiseki.journal.dynamodb.items import commit_item, commit_of, document_bytes
 from kiseki.journal.port import START, Commit
 from kiseki.kernel.codec import EventCodec
 from kiseki.projection.port import Batch, BuildName, BuildState, ParkedStream, ProjectionStore
 from kiseki.projection.subscription import Subscription
-from kiseki.query.sqlite import SqliteReadModels
+from kiseki.query.sqlite.read_models import SqliteReadModels
 from kiseki.service.lambda_handler import LambdaHandler, LambdaHandlerSettings
 from kiseki.service.lambda_parts import LambdaParts, ParkedCounter, Source, Warm
 from kiseki.service.lambda_updater import PushedUpdater

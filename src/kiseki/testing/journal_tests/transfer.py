@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from kiseki.journal.port import ClaimTaken, IdempotencyRecord, IdempotencyTaken, Journal, JournalUnavailable
-from kiseki.journal.transfer import HELD_PAGE, HeldClaim, TransferableJournal
+from kiseki.journal.transfer.transferable import HELD_PAGE, HeldClaim, TransferableJournal
 from kiseki.testing.journal_tests.parts import SetClock, claim, claimed, encoded, idempotency, metadata, whole_feed
 from kiseki.testing.journal_tests.store import StoreUnderTest
 

@@ -1,0 +1,1 @@
+"""Moving a whole journal as a file of JSON lines, also between stores."""

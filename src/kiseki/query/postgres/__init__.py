@@ -1,0 +1,1 @@
+"""The read-model database on PostgreSQL: one schema for each build."""

@@ -1,0 +1,93 @@
+"""What a batch does to a build, statement by statement, within a transaction that `build` has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from kiseki.projection.port import Batch, BuildName, GuardMove, GuardMoved, StatementFailed, StreamProgress
+from kiseki.query.batch import Changes, parked_row, progress_of
+from kiseki.query.sqlite.files import error_name, is_environment
+from kiseki.query.tables import builds_own, guards, parked
+
+__all__ = ["describe", "execute_batch", "explain", "read_progress"]
+
+_ADD_GUARD: Final = insert(guards)
+_MOVE_GUARD: Final = (
+    update(guards)
+    .where(guards.c.stream == bindparam("of"), guards.c.sequence_number == bindparam("expected"))
+    .values(sequence_number=bindparam("to"))
+)
+_adding: Final = sqlite_insert(parked)
+_PARK: Final = _adding.on_conflict_do_update(
+    index_elements=[parked.c.stream],
+    set_={column.name: _adding.excluded[column.name] for column in parked.c.values()[1:]},
+)
+_UNPARK: Final = delete(parked).where(parked.c.stream == bindparam("of"))
+_MOVE_POSITION: Final = update(builds_own).values(position=bindparam("to"))
+_asked = func.json_each(bindparam("streams")).table_valued("value", name="asked")
+_PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.values()[1:]).select_from(
+    _asked.outerjoin(guards, guards.c.stream == _asked.c.value).outerjoin(parked, parked.c.stream == _asked.c.value)
+)
+"""One statement, hence one state, whether or not a transaction is open."""
+
+
+def execute_batch(connection: Connection, batch: Batch, name: BuildName, changes: Changes) -> None:
+    """Does all of a batch. Raises StatementFailed, GuardMoved, and what the database raises about itself."""
+    # Before the changes: what another writer has applied already must not look like a fault of a statement.
+    _move_guards(connection, batch.guards, name)
+    changes.execute(connection, batch.changes)
+    if batch.park:
+        connection.execute(_PARK, [parked_row(one) for one in batch.park])
+    if batch.unpark:
+        connection.execute(_UNPARK, [{"of": stream} for stream in batch.unpark])
+    if batch.position is not None:
+        connection.execute(_MOVE_POSITION, {"to": batch.position})
+
+
+def explain(problem: Exception) -> type[StatementFailed] | None:
+    """Whose fault an error of a projection's statement is: the statement's, or the machine's (None)."""
+    return None if is_environment(_cause(problem)) else StatementFailed
+
+
+def describe(problem: Exception) -> str:
+    """An error's class and SQLite's name for it: `IntegrityError (SQLITE_CONSTRAINT_UNIQUE)`."""
+    cause = _cause(problem)
+    name = error_name(cause)
+    return type(cause).__qualname__ + (f" ({name})" if name else "")
+
+
+def _cause(problem: Exception) -> BaseException:
+    return problem.orig if isinstance(problem, DBAPIError) and problem.orig is not None else problem
+
+
+def _move_guards(connection: Connection, moves: Sequence[GuardMove], name: BuildName) -> None:
+    """Moves guards that are still where they were read: another owner, who should not be, changes nothing twice."""
+    first = [{"stream": move.stream, "sequence_number": move.to} for move in moves if move.expected == 0]
+    later = [{"of": move.stream, "expected": move.expected, "to": move.to} for move in moves if move.expected]
+    moved = True
+    if first:
+        try:
+            connection.execute(_ADD_GUARD, first)
+        except IntegrityError:
+            moved = False
+    if later and moved:
+        moved = connection.execute(_MOVE_GUARD, later).rowcount == len(later)
+    if not moved:
+        raise GuardMoved(f"another process wrote to {name}; its guards are read again")
+
+
+def read_progress(
+    connection: Connection, streams: Collection[str], options: Mapping[str, Any] | None = None
+) -> dict[str, StreamProgress]:
+    """Guards and parked places of streams, in one state; every stream asked for is in it.
+
+    `options` are execution options, for a connection that has not translated the build's schema.
+    """
+    asked = {"streams": msgspec.json.encode(list(streams)).decode()}
+    return progress_of(connection.execute(_PROGRESS, asked, execution_options=options))
