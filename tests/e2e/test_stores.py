@@ -310,3 +310,34 @@ def test_migrate_is_safe_to_repeat(tmp_path: Path, postgres_url: str) -> None:
     assert first.stdout.count("\n") >= 3
     again = kiseki("migrate", "--data-dir", str(tmp_path / "data"), KISEKI_JOURNAL=postgres_url)
     assert (again.returncode, again.stdout) == (0, "everything is up to date\n")
+
+
+async def test_a_journal_moves_to_another_store_with_its_accounts(tmp_path: Path, postgres_url: str) -> None:
+    """Export, import, and the service goes on there. The accounts are readable, for the keys stayed where they were."""
+    place = ("--data-dir", str(tmp_path / "data"))
+    file = str(tmp_path / "facts.jsonl.gz")
+    async with running(Service(tmp_path / "data", "--drain-delay", "0")) as old:
+        async with Client(old.command_port) as client:
+            created = await data(await client.graphql(CREATE, {"i": HANAKO}))
+        assert old.terminate() == 0
+    identifier = created["createUserAccount"]["id"]
+    there = {"KISEKI_JOURNAL": postgres_url, "KISEKI_KEYS": "sqlite:"}
+    exported = kiseki("journal", "export", file, *place)
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout.startswith("exported 1 commits, 1 events, 1 streams")
+    assert "is there already" in kiseki("journal", "export", file, *place).stderr
+    refused_import = kiseki_in(there, "journal", "import", file, *place)
+    assert "kiseki migrate" in refused_import.stderr
+    assert kiseki_in(there, "migrate", *place).returncode == 0
+    for written in (1, 0):
+        imported = kiseki_in(there, "journal", "import", file, *place)
+        assert imported.returncode == 0, imported.stderr
+        assert f"; {written} commits were written by this run" in imported.stdout
+    async with running(Service(tmp_path / "data", "--drain-delay", "0", environment=there)) as new:
+        async with Client(new.query_port) as queries:
+            found = await data(await queries.graphql(ONE, {"id": identifier}))
+        assert found == {"getUserAccount": {"id": identifier, "fullName": "花子 山田"}}
+        async with Client(new.command_port) as client:
+            name = {"userAccountId": identifier, "firstName": "花子", "lastName": "鈴木"}
+            assert await data(await client.graphql(RENAME, {"i": name})) == {"renameUserAccount": {"id": identifier}}
+        assert new.terminate() == 0
