@@ -101,7 +101,7 @@ async def test_cold_and_warm_and_after_a_freeze(shop: Shop) -> None:
         function.thaw()
         assert (await invoke(function, records))[:2] == (FINE, None)
         assert function.starts == 1
-        counts = [line for line in function.lines() if "_aws" in line]
+        counts = function.reports(3)
         opened = [line for line in function.lines() if line["message"].startswith("applies to")]
     assert [(one["records"], one["applied"], one["skipped"]) for one in counts] == [(3, 3, 0), (2, 2, 0), (7, 2, 5)]
     assert len({one["request_id"] for one in counts}) == 3
