@@ -24,7 +24,7 @@ from kiseki.journal.dynamodb.reader import StreamReader
 from kiseki.journal.dynamodb.schema import TABLES
 from kiseki.journal.dynamodb.snapshots import DynamoDbSnapshots
 from kiseki.journal.dynamodb.transfer import HeldParts
-from kiseki.journal.dynamodb.watch import Watchers
+from kiseki.journal.dynamodb.watch import StreamWatchers
 from kiseki.journal.port import (
     ClaimChange,
     Commit,
@@ -85,7 +85,7 @@ class DynamoDbJournal:
         ends = StreamEnds()
         self._appender = Appender(client, clock=clock, aws_time=aws_time, ends=ends)
         self._reader = StreamReader(client, ends=ends)
-        self._watchers = Watchers(poll=poll)
+        self._watchers = StreamWatchers(poll=poll)
         self._changes = ChangeStream(client, shared=shared, grown=self._watchers.wake)
         self._index = TimeIndex(client)
         self._feed = Feed(

@@ -8,54 +8,44 @@ from collections.abc import Callable
 from typing import Final
 
 from kiseki.journal.dynamodb.changes import ChangeStream
+from kiseki.journal.watchers import Watchers
 from kiseki.kernel.errors import KisekiError
 
-__all__ = ["Watchers"]
+__all__ = ["StreamWatchers"]
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE: Final = 10.0
 
 
-class Watchers:
+class StreamWatchers:
     """Those who want to be woken. While there are some, one task looks at the ends of the stream of changes."""
 
     def __init__(self, *, poll: float) -> None:
         """Looks every `poll` seconds; less often while DynamoDB can't be used."""
         self._poll = poll
-        self._wakes: dict[object, Callable[[], None]] = {}
+        self._watchers = Watchers("the journal to grow")
         self._looking: asyncio.Task[None] | None = None
         self._is_waking = False
 
     def add(self, wake: Callable[[], None], changes: ChangeStream) -> Callable[[], None]:
         """Calls `wake` when there is something new, until the returned function is called."""
-        watcher = object()
-        self._wakes[watcher] = wake
+        end = self._watchers.add(wake, nobody_left=self._stop)
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(
                 self._look(changes), name="look at DynamoDB's stream"
             )
-
-        def end() -> None:
-            self._wakes.pop(watcher, None)
-            if not self._wakes:
-                self._stop()
-
         return end
 
     def wake(self) -> None:
         """Wakes all of them, soon; once for several calls."""
-        if self._wakes and not self._is_waking:
+        if self._watchers and not self._is_waking:
             self._is_waking = True
             asyncio.get_running_loop().call_soon(self._wake)
 
     def _wake(self) -> None:
         self._is_waking = False
-        for wake in tuple(self._wakes.values()):
-            try:
-                wake()
-            except Exception:  # noqa: BLE001  # as a callback on the loop would be
-                _log.exception("a function that waits for the journal to grow failed")
+        self._watchers.wake()
 
     async def _look(self, changes: ChangeStream) -> None:
         pause = self._poll
@@ -79,7 +69,7 @@ class Watchers:
 
     async def close(self) -> None:
         """Nobody is woken any more."""
-        self._wakes.clear()
+        self._watchers.clear()
         looking = self._stop()
         if looking is not None:
             await asyncio.wait([looking])

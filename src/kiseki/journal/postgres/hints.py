@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable, reason
+from kiseki.journal.watchers import Watchers
 
 __all__ = ["PostgresHints"]
 
@@ -36,7 +37,7 @@ class PostgresHints:
         self._address = address
         self._application = application
         self._channel = f"{address.schema}_grew"
-        self._wakes: dict[object, Callable[[], None]] = {}
+        self._watchers = Watchers("the journal to grow")
         self._task: asyncio.Task[None] | None = None
         self._something_to_do = asyncio.Event()
         self._to_send = False
@@ -45,18 +46,13 @@ class PostgresHints:
 
     def add(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Calls `wake` at every hint until the returned function is called."""
-        watcher = object()
-        self._wakes[watcher] = wake
+        end = self._watchers.add(wake)
         self._start()
-
-        def end() -> None:
-            self._wakes.pop(watcher, None)
-
         return end
 
     def grew(self) -> None:
         """Wakes the watchers of this process now, and those of others soon."""
-        self._wake()
+        self._watchers.wake()
         self._to_send = True
         self._something_to_do.set()
         self._start()
@@ -73,13 +69,6 @@ class PostgresHints:
         if self._task is None and not self._closed:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"hints of {self._address.label}")
 
-    def _wake(self) -> None:
-        for wake in tuple(self._wakes.values()):
-            try:
-                wake()
-            except Exception:  # noqa: BLE001  # as a callback on the loop would be
-                _log.exception("a function that waits for the journal to grow failed")
-
     async def _run(self) -> None:
         retry_after = _FIRST_RETRY_SECONDS
         while True:
@@ -89,7 +78,7 @@ class PostgresHints:
                 if retry_after > _FIRST_RETRY_SECONDS:
                     _log.info("hints between processes through %s work again", self._address.label)
                 retry_after = _FIRST_RETRY_SECONDS
-                self._wake()  # whatever was said while nobody listened
+                self._watchers.wake()  # whatever was said while nobody listened
                 await self._serve(connection)
             except Exception as problem:  # noqa: BLE001  # the task goes on: followers would be slower without it for ever
                 if not is_unavailable(problem):
@@ -142,7 +131,7 @@ class PostgresHints:
 
     def _heard(self, _connection: Any, process_id: int, _channel: str, _payload: object) -> None:
         if process_id != self._own_process_id:
-            self._wake()
+            self._watchers.wake()
 
     def _ended(self, _connection: Any) -> None:
         self._something_to_do.set()

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from kiseki.journal.watchers import Watchers
+
 __all__ = ["WakeupListener", "WakeupSender"]
 
 _log = logging.getLogger(__name__)
@@ -45,32 +47,21 @@ class WakeupListener:
     def __init__(self, directory: Path, loop: asyncio.AbstractEventLoop) -> None:
         self._directory = directory
         self._loop = loop
-        self._wakes: dict[object, Callable[[], None]] = {}
+        self._watchers = Watchers("the journal to grow")
         self._socket: socket.socket | None = None
         self.name: str | None = None
         """The name of this listener's socket, while there is one."""
 
     def add(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Calls `wake` at every hint until the returned function is called."""
-        watcher = object()
-        self._wakes[watcher] = wake
+        end = self._watchers.add(wake, nobody_left=self.close)
         if self._socket is None:
             self._listen()
-
-        def end() -> None:
-            self._wakes.pop(watcher, None)
-            if not self._wakes:
-                self.close()
-
         return end
 
     def wake(self) -> None:
         """Passes a hint on. A function that fails is logged and does not keep the others from it."""
-        for wake in tuple(self._wakes.values()):
-            try:
-                wake()
-            except Exception:  # noqa: BLE001  # as a callback on the loop would be
-                _log.exception("a function that waits for the journal to grow failed")
+        self._watchers.wake()
 
     def close(self) -> None:
         """Stops listening; again is fine."""

@@ -10,6 +10,7 @@ from typing import Final
 import asyncpg
 
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection
+from kiseki.journal.watchers import Watchers
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock
 from kiseki.projection.port import (
@@ -60,9 +61,9 @@ class PostgresBuilds:
             wait=statement_timeout,
             settings=_SETTINGS,
         )
-        self._watchers: dict[object, Callable[[], None]] = {}
+        self._watchers = Watchers("requests")
         self._ownerships = Ownerships(
-            address, application=_APPLICATION, statement_timeout=statement_timeout, wake=self._wake
+            address, application=_APPLICATION, statement_timeout=statement_timeout, wake=self._watchers.wake
         )
         self._schemas: dict[BuildName, str] = {}
 
@@ -187,7 +188,7 @@ class PostgresBuilds:
             request = await self._catalog.request(
                 driver_of(connection), projection, version, kind=kind, stream=stream, now=self._clock.now()
             )
-        self._wake()
+        self._watchers.wake()
         return request
 
     async def requests(self, projection: str, version: int) -> Sequence[Request]:
@@ -207,20 +208,7 @@ class PostgresBuilds:
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """As BuildCatalog. Requests of other processes are heard of by whoever owns, or has tried to own, a version."""
-        watcher = object()
-        self._watchers[watcher] = wake
-
-        def end() -> None:
-            self._watchers.pop(watcher, None)
-
-        return end
-
-    def _wake(self) -> None:
-        for wake in tuple(self._watchers.values()):
-            try:
-                wake()
-            except Exception:  # noqa: BLE001  # as a callback on the loop would be
-                _log.exception("a function that waits for requests failed")
+        return self._watchers.add(wake)
 
     async def close(self) -> None:
         """Lets go of ownerships and connections; again is fine."""

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from kiseki.journal.port import Position
+from kiseki.journal.watchers import Watchers
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock
 from kiseki.projection.port import (
@@ -140,7 +141,7 @@ class SqliteBuilds:
         self._notice = notice
         self._catalog = SqliteCatalog(files, now=clock.now, busy_timeout=busy_timeout)
         self._thread = _Thread("kiseki-catalog")
-        self._watchers: dict[object, Callable[[], None]] = {}
+        self._watchers = Watchers("requests")
         self._timer: asyncio.TimerHandle | None = None
         self._seen: tuple[int, int] | None = None
         self._closed = False
@@ -249,7 +250,7 @@ class SqliteBuilds:
     async def request(self, projection: str, version: int, kind: RequestKind, stream: str | None = None) -> Request:
         """As BuildCatalog."""
         request = await self._thread.run(self._catalog.request, projection, version, kind, stream)
-        self._wake()
+        self._watchers.wake()
         return request
 
     async def requests(self, projection: str, version: int) -> Sequence[Request]:
@@ -266,24 +267,17 @@ class SqliteBuilds:
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """As BuildCatalog. A request of another process is noticed by the catalog's log, which every commit touches."""
-        watcher = object()
-        self._watchers[watcher] = wake
+        end = self._watchers.add(wake, nobody_left=self._stop_looking)
         if self._timer is None:
             self._seen = self._touched()
             self._timer = asyncio.get_running_loop().call_later(self._notice, self._look)
-
-        def end() -> None:
-            self._watchers.pop(watcher, None)
-            if not self._watchers:
-                self._stop_looking()
-
         return end
 
     def _look(self) -> None:
         touched = self._touched()
         if touched is None or touched != self._seen:
             self._seen = touched
-            self._wake()
+            self._watchers.wake()
         self._timer = asyncio.get_running_loop().call_later(self._notice, self._look)
 
     def _touched(self) -> tuple[int, int] | None:
@@ -296,13 +290,6 @@ class SqliteBuilds:
         if abs(time.time_ns() - status.st_mtime_ns) < _SETTLED_NS:
             return None
         return status.st_size, status.st_mtime_ns
-
-    def _wake(self) -> None:
-        for wake in tuple(self._watchers.values()):
-            try:
-                wake()
-            except Exception:  # noqa: BLE001  # as a callback on the loop would be
-                _log.exception("a function that waits for requests failed")
 
     def _stop_looking(self) -> None:
         if self._timer is not None:
