@@ -29,12 +29,11 @@ from kiseki.journal.port import (
     Position,
     RecordedEvent,
     Snapshot,
-    check_limits,
+    new_commit,
 )
 from kiseki.journal.transfer.transferable import HELD_PAGE, HeldClaim, claims_by_value, records_by_key
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock
-from kiseki.kernel.streams import STREAM
 
 __all__ = ["MemoryJournal"]
 
@@ -105,10 +104,7 @@ class MemoryJournal:
     ) -> Commit:
         """As the contract says. Raises ValueError for a name that is no stream's."""
         self._refuse_when_closed()
-        if not STREAM.fullmatch(stream):
-            raise ValueError(f"not the name of a stream: {stream[:300]!a}")
-        check_limits(stream, events, self.limits)
-        commit = Commit(stream=stream, first_sequence_number=after + 1, metadata=metadata, events=tuple(events))
+        commit = new_commit(stream, after, events, metadata=metadata, limits=self.limits)
         self._under_way += 1
         try:
             if self._before_commit is not None:

@@ -15,6 +15,7 @@ import msgspec
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.errors import KisekiError, Unavailable
 from kiseki.kernel.event import EventMetadata
+from kiseki.kernel.streams import STREAM
 
 __all__ = [
     "START",
@@ -37,6 +38,7 @@ __all__ = [
     "Snapshot",
     "SnapshotStore",
     "check_limits",
+    "new_commit",
 ]
 
 Position = NewType("Position", str)
@@ -284,8 +286,21 @@ class Journal(Protocol):
         ...
 
 
+def new_commit(
+    stream: str, after: int, events: Sequence[EncodedEvent], *, metadata: CommitMetadata, limits: Limits
+) -> Commit:
+    """What an append is to write; every store begins with it.
+
+    Raises ValueError for a name that is no stream's, CommitTooLarge when the commit is over a limit.
+    """
+    if not STREAM.fullmatch(stream):
+        raise ValueError(f"not the name of a stream: {stream[:300]!a}")
+    check_limits(stream, events, limits)
+    return Commit(stream=stream, first_sequence_number=after + 1, metadata=metadata, events=tuple(events))
+
+
 def check_limits(stream: str, events: Sequence[EncodedEvent], limits: Limits) -> None:
-    """Raises CommitTooLarge when a commit is over a limit; called by every store before it writes."""
+    """Raises CommitTooLarge when a commit is over a limit."""
     if not events:
         raise CommitTooLarge(f"{stream}: a commit holds at least one event")
     if len(events) > limits.commit_events:

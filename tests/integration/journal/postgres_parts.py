@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect
-from kiseki.journal.port import START, Commit, CommitMetadata, Journal, JournalUnavailable, Position
+from kiseki.journal.port import START, Commit, CommitMetadata, Journal, JournalUnavailable, Limits, Position, new_commit
 from kiseki.journal.postgres.append import append_plain, new_request
 from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.kernel.codec import EncodedEvent
@@ -70,10 +70,13 @@ async def append_raw(
 ) -> Commit:
     """The journal's own statement on a connection of the test, so that the test says when its transaction ends."""
     request = new_request(
-        stream,
-        after,
-        tuple(events or [encoded(f"{stream}.{after}"[-26:])]),
-        metadata=about or metadata(f"{stream}.{after}"[-26:]),
+        new_commit(
+            stream,
+            after,
+            events or [encoded(f"{stream}.{after}"[-26:])],
+            metadata=about or metadata(f"{stream}.{after}"[-26:]),
+            limits=Limits(),
+        ),
         claims=(),
         idempotency=None,
         future=asyncio.get_running_loop().create_future(),

@@ -37,12 +37,11 @@ from kiseki.journal.port import (
     Position,
     RecordedEvent,
     Snapshot,
-    check_limits,
+    new_commit,
 )
 from kiseki.journal.transfer.transferable import HeldClaim
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock, Telemetry
-from kiseki.kernel.streams import STREAM
 
 __all__ = ["DynamoDbJournal"]
 
@@ -161,10 +160,7 @@ class DynamoDbJournal:
         """As the contract says. CommitTooLarge also for what DynamoDB does not keep in one item (400 KB, compressed)
         or one transaction (100 items). Raises ValueError for a name that is no stream's."""
         self._refuse_when_closed()
-        if not STREAM.fullmatch(stream):
-            raise ValueError(f"not the name of a stream: {stream[:300]!a}")
-        check_limits(stream, events, self.limits)
-        commit = Commit(stream=stream, first_sequence_number=after + 1, metadata=metadata, events=tuple(events))
+        commit = new_commit(stream, after, events, metadata=metadata, limits=self.limits)
         self._under_way += 1
         started = self._clock.monotonic()
         try:

@@ -19,8 +19,7 @@ import msgspec
 from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.decisions import Decisions, conflict
 from kiseki.journal.format import FORMAT, checksum, decode_commit, encode_commit
-from kiseki.journal.port import ClaimChange, Commit, CommitMetadata, CorruptJournal, IdempotencyRecord
-from kiseki.kernel.codec import EncodedEvent
+from kiseki.journal.port import ClaimChange, Commit, CorruptJournal, IdempotencyRecord
 from kiseki.kernel.errors import KisekiError
 
 __all__ = [
@@ -135,11 +134,8 @@ class MovedMeanwhile(Exception):
 
 
 def new_request(
-    stream: str,
-    after: int,
-    events: tuple[EncodedEvent, ...],
+    commit: Commit,
     *,
-    metadata: CommitMetadata,
     claims: Sequence[ClaimChange],
     idempotency: IdempotencyRecord | None,
     future: asyncio.Future[Commit],
@@ -148,12 +144,12 @@ def new_request(
 
     Raises ValueError or OverflowError for what can't be stored; Conflict for a number that no stream has reached.
     """
-    commit = Commit(stream=stream, first_sequence_number=after + 1, metadata=metadata, events=events)
-    if not -_LARGEST <= after <= _LARGEST - len(events) - 1:
+    stream, metadata, first = commit.stream, commit.metadata, commit.first_sequence_number
+    if not -_LARGEST < first <= _LARGEST - len(commit.events):
         raise conflict(commit)
     if metadata.committed_at.tzinfo is None:
         raise ValueError("the time of a commit has no time zone")
-    document = encode_commit(metadata, events)
+    document = encode_commit(metadata, commit.events)
     text = document.decode()
     refuse_unstorable(metadata.commit_id, text)
     for claim in claims:
@@ -161,7 +157,7 @@ def new_request(
     if idempotency is not None:
         idempotency = storable_record(idempotency)
     at = metadata.committed_at.astimezone(UTC)
-    return AppendRequest(commit, at, text, checksum(stream, after + 1, document), tuple(claims), idempotency, future)
+    return AppendRequest(commit, at, text, checksum(stream, first, document), tuple(claims), idempotency, future)
 
 
 def storable_record(record: IdempotencyRecord) -> IdempotencyRecord:

@@ -29,7 +29,7 @@ from kiseki.journal.port import (
     Position,
     RecordedEvent,
     Snapshot,
-    check_limits,
+    new_commit,
 )
 from kiseki.journal.postgres.append import new_request, refuse_unstorable
 from kiseki.journal.postgres.feed import Place, PlaceLost, place_of, position_of, read_feed, read_head, read_lag
@@ -160,14 +160,8 @@ class PostgresJournal:
     ) -> Commit:
         """As the contract says. Raises ValueError for a name that is no stream's, and for text that can't be stored."""
         self._refuse_when_closed()
-        if not STREAM.fullmatch(stream):
-            raise ValueError(f"not the name of a stream: {stream[:300]!a}")
-        check_limits(stream, events, self.limits)
         request = new_request(
-            stream,
-            after,
-            tuple(events),
-            metadata=metadata,
+            new_commit(stream, after, events, metadata=metadata, limits=self.limits),
             claims=claims,
             idempotency=idempotency,
             future=self._loop.create_future(),

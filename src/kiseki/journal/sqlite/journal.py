@@ -30,7 +30,7 @@ from kiseki.journal.port import (
     Position,
     RecordedEvent,
     Snapshot,
-    check_limits,
+    new_commit,
 )
 from kiseki.journal.sqlite.append import AppendRequest, timestamp
 from kiseki.journal.sqlite.reader import (
@@ -52,7 +52,6 @@ from kiseki.journal.sqlite.writer import SqliteWriter
 from kiseki.journal.transfer.transferable import HELD_PAGE, HeldClaim
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.ports import Clock, Telemetry
-from kiseki.kernel.streams import STREAM
 
 __all__ = ["SqliteJournal"]
 
@@ -148,10 +147,7 @@ class SqliteJournal:
         """As the contract says. Raises ValueError for a name that is no stream's."""
         self._refuse_when_closed()
         # Everything that depends on one caller's values is done here, so that it can't fail for the whole group.
-        if not STREAM.fullmatch(stream):
-            raise ValueError(f"not the name of a stream: {stream[:300]!a}")
-        check_limits(stream, events, self.limits)
-        commit = Commit(stream=stream, first_sequence_number=after + 1, metadata=metadata, events=tuple(events))
+        commit = new_commit(stream, after, events, metadata=metadata, limits=self.limits)
         document = encode_commit(metadata, commit.events)
         if claims or idempotency:
             msgspec.json.encode((claims, idempotency))
