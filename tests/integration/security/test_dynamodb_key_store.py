@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import pytest
@@ -15,9 +14,7 @@ from kiseki.kernel.errors import KisekiError
 from kiseki.security.dynamodb_key_items import KEYS_TABLE
 from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
 from kiseki.security.key_store import Erasures, KeyStoreCorrupt, KeyStoreUnavailable, Rewrapped, SubjectKeys, WrappedKey
-
-NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
-GONE = SubjectKeys((), NOW)
+from tests.integration.security.key_parts import GONE, NOW, attempts, key
 
 Request: TypeAlias = Mapping[str, Any]
 Go: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
@@ -63,10 +60,6 @@ async def unmade(dynamodb_address: DynamoDbAddress) -> AsyncIterator[Stores]:
 async def stores(unmade: Stores) -> Stores:
     await DynamoDbKeyStore.migrate(unmade.address)
     return unmade
-
-
-def key(name: str) -> WrappedKey:
-    return WrappedKey(name, name.encode() + bytes(range(256)))
 
 
 class Dies:
@@ -258,26 +251,6 @@ async def test_no_item_of_the_table_holds_a_destroyed_key(stores: Stores) -> Non
     assert destroyed not in await everything()
     await store.replace([Rewrapped("A-2", key("k2"), b"new")])
     assert base64.b64encode(key("k2").wrapped).decode() not in await everything()
-
-
-async def attempts(store: DynamoDbKeyStore) -> list[str]:
-    """The codes of the errors of all methods."""
-    codes = []
-    calls: list[Callable[[], Awaitable[Any]]] = [
-        lambda: store.load(["A-1"]),
-        lambda: store.insert({"A-1": key("k1")}),
-        lambda: store.erase("A-1", NOW),
-        lambda: store.erasures(None),
-        lambda: store.erasures(0),
-        lambda: store.replace([Rewrapped("A-1", key("k1"), b"new")]),
-        lambda: anext(store.scan(10)),
-    ]
-    for call in calls:
-        with pytest.raises(KisekiError) as caught:
-            await call()
-        codes.append(caught.value.code)
-        assert "A-1" not in str(caught.value)
-    return codes
 
 
 async def test_without_a_table_everything_says_to_migrate(unmade: Stores) -> None:

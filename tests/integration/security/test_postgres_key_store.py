@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect
 from kiseki.clients.postgres_migrations import MigrationRefused
-from kiseki.kernel.errors import KisekiError
 from kiseki.security import postgres_key_store
 from kiseki.security.key_store import KeyStoreCorrupt, KeyStoreUnavailable, Rewrapped, SubjectKeys, WrappedKey
 from kiseki.security.postgres_key_store import PostgresKeyStore
+from tests.integration.security.key_parts import GONE, NOW, attempts, key
 from tests.servers.postgres import NoPostgres, PostgresServer
-
-NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
-GONE = SubjectKeys((), NOW)
-
-
-def key(name: str) -> WrappedKey:
-    return WrappedKey(name, name.encode() + bytes(range(256)))
 
 
 @pytest.fixture
@@ -237,27 +229,6 @@ async def test_keys_and_erasures_outlive_a_crash_of_the_server(own_server: Postg
     assert known == {"A-1": SubjectKeys((key("k1"),)), "A-2": GONE}
     assert (await store.erasures(None)).mark == mark
     await store.close()
-
-
-async def attempts(store: PostgresKeyStore) -> list[str]:
-    """The codes of the errors of all methods."""
-    codes = []
-    calls: list[Callable[[], Awaitable[Any]]] = [
-        lambda: store.load(["A-1"]),
-        lambda: store.insert({"A-1": key("k1")}),
-        lambda: store.erase("A-1", NOW),
-        lambda: store.erasures(None),
-        lambda: store.erasures(0),
-        lambda: store.replace([Rewrapped("A-1", key("k1"), b"new")]),
-        lambda: anext(store.scan(10)),
-    ]
-    for call in calls:
-        with pytest.raises(KisekiError) as caught:
-            await call()
-        codes.append(caught.value.code)
-        assert "A-1" not in str(caught.value)
-        assert "\n" not in str(caught.value)
-    return codes
 
 
 async def test_while_the_server_is_down_it_opens_and_everything_is_unavailable(own_server: PostgresServer) -> None:
