@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from kiseki.journal.port import Journal, Position
 from kiseki.kernel.errors import KisekiError, Unavailable
@@ -13,6 +14,7 @@ from kiseki.projection.backoff import Backoff
 from kiseki.projection.erasure import Erasures
 from kiseki.projection.port import Build, BuildMissing, ParkedStream, ProjectionStore
 from kiseki.projection.projector import Projector
+from kiseki.projection.records import undisturbed
 from kiseki.projection.subscription import Subscription
 
 __all__ = ["Follower"]
@@ -145,7 +147,7 @@ class Follower:
         erases = await self._erasures.ensure(page.commits)
         concerns = self._subscription.concerns
         events = [event for commit in page.commits if concerns(commit.stream) for event in commit.recorded()]
-        count = await projector.apply(events, page.position, scrub=erases)
+        count = await undisturbed(partial(projector.apply, events, page.position, scrub=erases))
         self._position = page.position
         self.caught_up = False
         if measured and self._behind is not None:
@@ -168,7 +170,7 @@ class Follower:
         async for parked in self.parked(stream):
             if at_start and parked.code not in _RETRIED_AT_START:
                 continue
-            if await projector.retry(parked.stream):
+            if await undisturbed(partial(projector.retry, parked.stream)):
                 freed += 1
                 self._applied()
             else:

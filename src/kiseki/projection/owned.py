@@ -11,7 +11,15 @@ from datetime import timedelta
 
 from kiseki.kernel.errors import Unavailable
 from kiseki.projection.follower import Follower
-from kiseki.projection.port import Build, BuildMissing, BuildName, BuildState, ProjectionStore, RequestKind
+from kiseki.projection.port import (
+    Build,
+    BuildMissing,
+    BuildName,
+    BuildState,
+    OwnershipLost,
+    ProjectionStore,
+    RequestKind,
+)
 from kiseki.projection.projector import Projector
 from kiseki.projection.settings import BuildProgress, RunnerParts
 from kiseki.projection.subscription import Subscription
@@ -91,6 +99,8 @@ class OwnedBuilds:
         follower = self._follower(build, refuse_unknown=beside_live)
         try:
             await follower.opened()
+        except OwnershipLost:
+            raise  # the build is there, and another process's
         except BuildMissing as problem:
             _log.warning("%s; it is built again", problem)
             await self._builds.demote(build.name)  # so that an older generation does not answer in its place

@@ -29,6 +29,7 @@ __all__ = [
     "GuardMoved",
     "Inspection",
     "Ownership",
+    "OwnershipLost",
     "ParkedStream",
     "ProjectionStore",
     "Request",
@@ -120,6 +121,8 @@ class GuardMove(msgspec.Struct, frozen=True):
     stream: str
     expected: int
     to: int
+    retry: bool = False
+    """The stream may be parked: its waiting events are applied. Otherwise its being parked refuses the batch."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +131,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     changes: Sequence[Change] = ()
     guards: Sequence[GuardMove] = ()
     park: Sequence[ParkedStream] = ()
+    """Replaces what was recorded of a stream before. Its guard, moved by this batch or not, has to be one before the
+    event that failed: otherwise another process has applied that event, or it is not the next one."""
     unpark: Sequence[str] = ()
     position: Position | None = None
     """The place in the feed up to which everything is applied, parked or passed by; None leaves it as it is."""
@@ -155,15 +160,30 @@ class TransientFailure(StatementFailed):
 
 
 class GuardMoved(Unavailable):
-    """Another process wrote to the build since its guards were read. Nothing was written; read again."""
+    """Another process moved a guard of the build, or parked its stream, since they were read.
+
+    Nothing was written; read again. The same call of the projector does.
+    """
 
 
 class BuildMissing(Unavailable):
     """The catalog names a build that is not there (any more), or is of another format. It must be built again."""
 
 
+class OwnershipLost(BuildMissing):
+    """This process owned the builds of the projection version, and another one may own them now. Nothing was written.
+
+    To this process the build is as good as gone, and what goes for BuildMissing goes for it too, but for one thing: the
+    build itself is sound, so it is never removed. Whoever runs the projection lets go of all its builds, and tries to
+    own them again.
+    """
+
+
 class Ownership(Protocol):
-    """The right to write the builds of one projection version; it ends with the process at the latest."""
+    """The right to write the builds of one projection version; it ends with the process at the latest.
+
+    Where it can end before that, what is written or changed after its end raises OwnershipLost.
+    """
 
     async def release(self) -> None:
         """Gives it up; again is fine."""
@@ -171,7 +191,7 @@ class Ownership(Protocol):
 
 
 class ProjectionStore(Protocol):
-    """One build of one projection, open for writing by its only owner.
+    """One build of one projection, open for writing: by its owner, and by others that get events besides.
 
     Every method raises Unavailable when the database can't be used now (busy, full, down); nothing was written then.
     """
@@ -194,8 +214,12 @@ class ProjectionStore(Protocol):
     async def write(self, batch: Batch) -> None:
         """Does all of a batch in one transaction.
 
-        Raises StatementFailed or TransientFailure (because of `changes`), GuardMoved, Unavailable; nothing was
-        written then.
+        Others may write to the build meanwhile, owner or not. GuardMoved is raised when a guard is not where `guards`
+        or `park` take it to be, or a stream of `guards` is parked and not retried: also when that comes about while
+        this transaction waits for another one. It goes before what fails because of it.
+
+        Raises StatementFailed or TransientFailure (because of `changes`), GuardMoved, OwnershipLost, Unavailable;
+        nothing was written then.
         """
         ...
 

@@ -18,7 +18,6 @@ from kiseki.projection.failure import Failure, place_of
 from kiseki.projection.port import (
     Batch,
     GuardMove,
-    GuardMoved,
     ParkedStream,
     ProjectionStore,
     StatementFailed,
@@ -40,6 +39,7 @@ class _Run:
     def __init__(self, progress: dict[str, StreamProgress], *, retrying: bool = False) -> None:
         self.guards = {stream: of.sequence_number for stream, of in progress.items()}
         self.attempts = {stream: of.parked.attempts for stream, of in progress.items() if of.parked}
+        self.retrying = retrying
         # While a stream is retried, its being parked is what is to end.
         self.parked: set[str] = set() if retrying else set(self.attempts)
         self.scrub = False
@@ -50,7 +50,8 @@ class Projector:
 
     An event that can't be read or applied parks its stream: it and all later events of the stream wait, all
     other streams go on. When the store, the journal or the key store is unavailable nothing is parked: the call
-    raises Unavailable, and the same call again is right.
+    raises Unavailable, and the same call again is right. So it is when another process was quicker (GuardMoved, see
+    `records.undisturbed`).
     """
 
     def __init__(
@@ -119,29 +120,21 @@ class Projector:
     async def catch_up(self, stream: str) -> int:
         """Applies what the journal has of a stream after its guard; how many events. None while it is parked.
 
-        Raises Unavailable, UnknownEvent when told to refuse, and CorruptJournal; what comes before is applied then.
+        A stream whose stored bytes are damaged is parked there: it waits, visibly, and holds up no other. Raises
+        Unavailable, and UnknownEvent when told to refuse; what comes before is applied then.
         """
         if not self._subscription.concerns(stream):
             return 0
         run = _Run(dict(await self._store.progress([stream])))
         if stream in run.parked:
             return 0
-        count = await self._read_and_write(run, stream, None)
+        before = run.guards[stream]
+        try:
+            await self._read_and_write(run, stream, None)
+        except CorruptJournal as problem:
+            await self._park_unreadable(run, stream, problem)
         await self._write(run, (), last=True)
-        return count
-
-    async def park(self, stream: str, problem: CorruptJournal) -> bool:
-        """Parks a stream after its guard, because the journal's own bytes can't be read there; whether it was not yet.
-
-        Raises Unavailable.
-        """
-        if not self._subscription.concerns(stream):
-            return False
-        run = _Run(dict(await self._store.progress([stream])))
-        if stream in run.parked:
-            return False
-        await self._park_unreadable(run, stream, problem)
-        return True
+        return run.guards[stream] - before
 
     async def retry(self, stream: str) -> bool:
         """Applies the waiting events of a parked stream in order; whether the stream is no longer parked.
@@ -201,7 +194,6 @@ class Projector:
             return 0
         steps = await self._steps.prepare(taken)
         batch = self._batch(run, steps, position, scrub=scrub)
-        await self._check_unmoved(run, batch.park)
         try:
             await self._store.write(batch)
         except StatementFailed as problem:
@@ -222,7 +214,6 @@ class Projector:
                 applied += 1
             else:
                 parking = self._batch(run, [Step(step.event, failure=failure)])
-                await self._check_unmoved(run, parking.park)
                 await self._store.write(parking)
                 self._committed(run, parking)
         if position is not None or scrub:
@@ -259,7 +250,7 @@ class Projector:
                 reached[event.stream] = event.sequence_number
             else:
                 park.append(self._parked(run, event, step.failure))
-        guards = [GuardMove(stream, run.guards[stream], to) for stream, to in reached.items()]
+        guards = [GuardMove(stream, run.guards[stream], to, run.retrying) for stream, to in reached.items()]
         return Batch(changes=changes, guards=guards, park=park, position=position, scrub=scrub)
 
     async def _park_unreadable(self, run: _Run, stream: str, problem: CorruptJournal) -> None:
@@ -276,7 +267,6 @@ class Projector:
             attempts=run.attempts.get(stream, 0) + 1,
         )
         batch = Batch(park=[parked])
-        await self._check_unmoved(run, batch.park)
         await self._store.write(batch)
         self._committed(run, batch)
 
@@ -291,18 +281,6 @@ class Projector:
             parked_at=self._clock.now(),
             attempts=run.attempts.get(event.stream, 0) + 1,
         )
-
-    async def _check_unmoved(self, run: _Run, park: Sequence[ParkedStream]) -> None:
-        """Raises GuardMoved when another one was quicker with a stream: then nothing is wrong with its event.
-
-        A statement fails on rows that are there already, before the guard could tell.
-        """
-        streams = [parked.stream for parked in park]
-        if not streams:
-            return
-        for stream, progress in (await self._store.progress(streams)).items():
-            if progress.sequence_number != run.guards[stream]:
-                raise GuardMoved(f"another process wrote to {self._store.name}; its guards are read again")
 
     def _committed(self, run: _Run, batch: Batch) -> None:
         for move in batch.guards:

@@ -1,23 +1,22 @@
-"""What is needed by who applies events besides the owner of a build: a Lambda that gets them pushed, and the sweeper.
+"""What is needed where several apply events to one build: its owner, a Lambda that gets them pushed, and the sweeper.
 
-Nobody owns a build for that. Guards make every event count once; whoever moves a guard second reads again.
+Only the first owns it. Guards make every event count once; whoever moves a guard second reads again (`undisturbed`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import groupby
 from typing import Final, TypeVar
 
-from kiseki.journal.port import Commit, CommitMetadata, CorruptJournal, RecordedEvent
+from kiseki.journal.port import Commit, CommitMetadata, RecordedEvent
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.projection.port import Build, BuildCatalog, BuildState, GuardMoved
 from kiseki.projection.projection import Projection
-from kiseki.projection.projector import Projector
 
-__all__ = ["catch_up_or_park", "commits_of", "current_builds", "undisturbed"]
+__all__ = ["commits_of", "current_builds", "undisturbed"]
 
 _ATTEMPTS: Final = 10
 T = TypeVar("T")
@@ -54,9 +53,9 @@ def commits_of(events: Iterable[RecordedEvent]) -> list[Commit]:
 
 
 async def undisturbed(work: Callable[[], Awaitable[T]], *, pause: Callable[[int], Awaitable[None]] | None = None) -> T:
-    """Does work on a build again while others move its guards in between. Raises GuardMoved when it goes on and on.
+    """Does work on a build again while others move its guards, or park streams, in between.
 
-    `pause(n)` waits after the n-th time.
+    Raises GuardMoved when that goes on and on. `pause(n)` waits after the n-th time.
     """
     for attempt in range(1, _ATTEMPTS):
         try:
@@ -69,17 +68,3 @@ async def undisturbed(work: Callable[[], Awaitable[T]], *, pause: Callable[[int]
 async def _step_aside(attempt: int) -> None:
     # Two that are in step would disturb each other again and again.
     await asyncio.sleep(random.uniform(0, 0.002 * 2**attempt))  # noqa: S311  # nothing secret
-
-
-async def catch_up_or_park(projector: Projector, streams: Sequence[str]) -> int:
-    """Applies what the journal has of streams after their guards; how many events.
-
-    A stream whose stored bytes are damaged is parked: it waits, visibly, and holds up no other. Raises Unavailable.
-    """
-    count = 0
-    for stream in streams:
-        try:
-            count += await undisturbed(lambda stream=stream: projector.catch_up(stream))  # type: ignore[misc]
-        except CorruptJournal as problem:
-            await projector.park(stream, problem)
-    return count

@@ -11,7 +11,7 @@ import logging
 from kiseki.kernel.errors import DefinitionError, Unavailable
 from kiseki.projection.owned import OwnedBuilds
 from kiseki.projection.pause import happens
-from kiseki.projection.port import BuildMissing, Ownership
+from kiseki.projection.port import BuildMissing, Ownership, OwnershipLost
 from kiseki.projection.settings import BuildProgress, RunnerParts
 from kiseki.projection.subscription import Subscription
 
@@ -141,6 +141,8 @@ class ProjectionRunner:
             self._prune_at = now + self._settings.prune_interval
             try:
                 await self._builds.prune()
+            except OwnershipLost:
+                raise
             except Unavailable as problem:
                 _log.warning("old builds of %r are not deleted now: %s", self._projection, problem)
         timeout = self._settings.poll_interval

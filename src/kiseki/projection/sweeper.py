@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -28,7 +29,7 @@ from kiseki.projection.pause import happens
 from kiseki.projection.port import Build, BuildCatalog, BuildMissing, BuildName, BuildState
 from kiseki.projection.projection import Projection
 from kiseki.projection.projector import Projector
-from kiseki.projection.records import catch_up_or_park, commits_of, current_builds
+from kiseki.projection.records import commits_of, current_builds, undisturbed
 from kiseki.projection.subscription import Subscription
 
 __all__ = ["Finding", "HasHeads", "Sweeper", "SweeperSettings"]
@@ -263,7 +264,7 @@ class Sweeper:
                 if self._stop.is_set():
                     break
                 try:
-                    count += await catch_up_or_park(projector, [stream])
+                    count += await undisturbed(partial(projector.catch_up, stream))
                 except UnknownEvent as problem:
                     _log.error("%s", problem)  # its owner does not let it take over like this
                 seen_to.append(stream)

@@ -10,10 +10,27 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import Connection, Table
 from sqlalchemy.sql import visitors
 
-from kiseki.projection.port import ParkedStream, StatementFailed, StreamProgress
+from kiseki.projection.port import (
+    Batch,
+    BuildName,
+    GuardMove,
+    GuardMoved,
+    ParkedStream,
+    StatementFailed,
+    StreamProgress,
+)
 from kiseki.projection.projection import Change, Statement
 
-__all__ = ["Changes", "Explain", "parked_row", "parked_stream", "progress_of", "timestamp"]
+__all__ = [
+    "Changes",
+    "Explain",
+    "guard_moved",
+    "guards_needed",
+    "parked_row",
+    "parked_stream",
+    "progress_of",
+    "timestamp",
+]
 
 Explain: TypeAlias = Callable[[Exception], type[StatementFailed] | None]
 """Whose fault an error of a statement is: the error to raise for one of the statement, None for one of the machine."""
@@ -93,6 +110,24 @@ def _taken(waiting: dict[Table | None, list[tuple[Statement, list[_Parameters]]]
     taken: list[_Run] = [run for runs in waiting.values() for run in runs]
     waiting.clear()
     return taken
+
+
+def guards_needed(batch: Batch, name: BuildName) -> list[GuardMove]:
+    """The guards that a batch relies on: those it moves, and for each other stream it parks one that stays in place.
+
+    Raises GuardMoved when a parked event does not follow what the batch applies of its stream.
+    """
+    reached = {move.stream: move.to for move in batch.guards}
+    before = {one.stream: one.sequence_number - 1 for one in batch.park}
+    if any(reached.get(stream, number) != number for stream, number in before.items()):
+        raise guard_moved(name)
+    held = (GuardMove(stream, number, number) for stream, number in before.items() if stream not in reached)
+    return [*batch.guards, *held]
+
+
+def guard_moved(name: BuildName) -> GuardMoved:
+    """The error that says so."""
+    return GuardMoved(f"another process wrote to {name}; its guards are read again")
 
 
 def timestamp(time: datetime) -> str:

@@ -23,7 +23,8 @@ from typing import Final, Self
 import asyncpg
 
 from kiseki.clients.errors import NotMigrated
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect, reason
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect
+from kiseki.clients.postgres_errors import reason
 from kiseki.clients.postgres_migrations import Migration, MigrationRefused, migrate, require_migrated
 from kiseki.security.batched import BatchedCalls
 from kiseki.security.key_store import (

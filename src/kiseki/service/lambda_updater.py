@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from kiseki.journal.port import CorruptJournal, Journal, RecordedEvent
@@ -20,7 +21,7 @@ from kiseki.projection.erasure import Erasures
 from kiseki.projection.port import Build, BuildCatalog, BuildMissing, BuildState, ProjectionStore
 from kiseki.projection.projection import Projection
 from kiseki.projection.projector import Projector
-from kiseki.projection.records import catch_up_or_park, commits_of, current_builds, undisturbed
+from kiseki.projection.records import commits_of, current_builds, undisturbed
 from kiseki.projection.subscription import Subscription
 from kiseki.service.lambda_records import Counts, Delivery
 
@@ -153,7 +154,7 @@ class PushedUpdater:
                 if stream not in damaged:
                     counts.applied += await self._pushed(target, streams[stream], scrub=scrub)
                 else:
-                    counts.applied += await catch_up_or_park(target.projector, [stream])
+                    counts.applied += await self._undisturbed(partial(target.projector.catch_up, stream))
                 in_a_row = 0
             except BuildMissing:
                 raise
@@ -169,10 +170,9 @@ class PushedUpdater:
     async def _pushed(self, target: _Target, events: Sequence[RecordedEvent], *, scrub: bool) -> int:
         try:
             return await self._undisturbed(lambda: target.projector.apply(events, scrub=scrub))
-        except CorruptJournal as problem:
-            # What came before these events is damaged where it is stored.
-            await target.projector.park(events[0].stream, problem)
-            return 0
+        except CorruptJournal:
+            # What came before these events is damaged where it is stored: the stream is parked there.
+            return await self._undisturbed(partial(target.projector.catch_up, events[0].stream))
 
     async def _undisturbed(self, work: Callable[[], Awaitable[int]]) -> int:
         return await undisturbed(work, pause=self._pause)

@@ -23,10 +23,11 @@ from kiseki.projection.port import (
     BuildState,
     GuardMove,
     GuardMoved,
+    OwnershipLost,
     ProjectionStore,
 )
 from kiseki.projection.status import request_rebuild
-from kiseki.query.postgres.ownership import OwnershipLost, Ownerships
+from kiseki.query.postgres.ownership import Ownerships
 from kiseki.query.postgres.read_models import DEFAULT_SCHEMA, PostgresReadModels
 from tests.integration.projection.parts import (
     DEFINITION,

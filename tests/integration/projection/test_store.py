@@ -109,6 +109,8 @@ async def test_a_value_that_the_database_can_not_hold_is_the_statement_s_fault(
 
 async def test_parking_again_replaces_and_unparking_removes(store: ProjectionStore) -> None:
     await store.write(Batch(park=[parked(A), parked(B)]))
+    # A retry that gets further before it fails again; then one that fails where it was.
+    await store.write(Batch(guards=[GuardMove(A, 0, 6, retry=True)], park=[parked(A, 7)]))
     await store.write(Batch(park=[parked(A, 7, "STATEMENT_FAILED")]))
     assert list(await store.parked()) == [parked(A, 7, "STATEMENT_FAILED"), parked(B)]
     assert list(await store.parked(after=A, limit=1)) == [parked(B)]

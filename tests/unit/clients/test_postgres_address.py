@@ -8,7 +8,8 @@ import ssl
 import asyncpg
 import pytest
 
-from kiseki.clients.postgres import PostgresAddress, is_unavailable, quoted, reason
+from kiseki.clients.postgres import PostgresAddress, quoted
+from kiseki.clients.postgres_errors import is_unavailable, reason
 from kiseki.clients.urls import StoreUrlInvalid
 
 

@@ -271,8 +271,13 @@ class MemoryStore:
         problem = self.faults.pop(0) if self.faults else self.refuse(batch)
         if problem is not None:
             raise problem
-        if any(self.guards.get(move.stream, 0) != move.expected for move in batch.guards):
-            raise GuardMoved("the guard is elsewhere")
+        reached = self.guards | {move.stream: move.to for move in batch.guards}
+        if (
+            any(self.guards.get(move.stream, 0) != move.expected for move in batch.guards)
+            or any(move.stream in self.parked_streams and not move.retry for move in batch.guards)
+            or any(reached.get(one.stream, 0) != one.sequence_number - 1 for one in batch.park)
+        ):
+            raise GuardMoved("the guard is elsewhere, or the stream is parked")
         with self._engine.connect() as connection:
             for change in batch.changes:
                 statement, parameters = change if isinstance(change, tuple) else (change, None)

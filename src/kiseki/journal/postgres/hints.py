@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable, reason
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect
+from kiseki.clients.postgres_errors import is_unavailable, reason
 from kiseki.journal.watchers import Watchers
 
 __all__ = ["PostgresHints"]

@@ -14,7 +14,8 @@ from typing import Final, Self, TypeVar
 
 import asyncpg
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect, is_unavailable, reason
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect
+from kiseki.clients.postgres_errors import is_unavailable, reason
 from kiseki.clients.postgres_migrations import MigrationRefused, migrate
 from kiseki.journal.port import (
     ClaimChange,

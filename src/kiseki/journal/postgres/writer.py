@@ -14,7 +14,8 @@ from typing import Final
 import asyncpg
 
 from kiseki.clients.errors import NotMigrated
-from kiseki.clients.postgres import PostgresPool, reason
+from kiseki.clients.postgres import PostgresPool
+from kiseki.clients.postgres_errors import reason
 from kiseki.journal.port import Commit, JournalUnavailable
 from kiseki.journal.postgres.append import (
     AppendRequest,

@@ -14,7 +14,8 @@ import asyncpg
 from sqlalchemy import Connection, Dialect, insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from kiseki.clients.postgres import PostgresConnection, is_unavailable, quoted
+from kiseki.clients.postgres import PostgresConnection, quoted
+from kiseki.clients.postgres_errors import is_unavailable
 from kiseki.journal.port import START, Position
 from kiseki.kernel.errors import DefinitionError
 from kiseki.projection.port import (
@@ -22,13 +23,12 @@ from kiseki.projection.port import (
     BuildName,
     Definition,
     GuardMove,
-    GuardMoved,
     Inspection,
     ParkedStream,
     StreamProgress,
 )
 from kiseki.projection.projection import Projection
-from kiseki.query.batch import parked_row, parked_stream, progress_of
+from kiseki.query.batch import guard_moved, parked_row, parked_stream, progress_of
 from kiseki.query.postgres.connections import cause_of
 from kiseki.query.tables import (
     BUILD_FORMAT,
@@ -113,6 +113,8 @@ class BuildSchema:
             FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS moves (stream, expected, reached)
             WHERE guards.stream = moves.stream AND guards.sequence_number = moves.expected
         """
+        self._no_guards = f"DELETE FROM {guards} WHERE stream = ANY($1::text[]) AND sequence_number = 0"
+        self._any_parked = f"SELECT EXISTS (SELECT FROM {parked} WHERE stream = ANY($1::text[]))"
         self._park = f"""
             INSERT INTO {parked} ({", ".join(_COLUMNS)}) SELECT * FROM unnest({_ARRAYS})
             ON CONFLICT (stream) DO UPDATE SET {_CHANGED}
@@ -182,7 +184,11 @@ class BuildSchema:
         await self._there(connection.execute(self._move_position, position))
 
     async def move_guards(self, connection: PostgresConnection, moves: Sequence[GuardMove]) -> None:
-        """Moves guards that are still where they were read: another writer changes nothing twice. Raises GuardMoved."""
+        """Moves guards that are still where they were read: another writer changes nothing twice. Raises GuardMoved.
+
+        A guard that stays in place is moved there all the same, and one that is not there is made and deleted: until
+        the end of the transaction other writers wait for it.
+        """
         # In the same order everywhere, so that writers of the same streams wait for one another and not crosswise.
         moves = sorted(moves, key=lambda move: move.stream)
         first = [move for move in moves if move.expected == 0]
@@ -196,7 +202,14 @@ class BuildSchema:
             expected = [move.expected for move in later]
             moved += _rows(await self._there(connection.execute(self._move_guards, streams, expected, reached)))
         if moved != len(moves):
-            raise GuardMoved(f"another process wrote to {self.name}; its guards are read again")
+            raise guard_moved(self.name)
+        stayed = [move.stream for move in first if move.to == 0]
+        if stayed:
+            await self._there(connection.execute(self._no_guards, stayed))
+        # A statement of its own, which sees what those have committed for whom the ones above have waited.
+        unparked = [move.stream for move in moves if move.to != move.expected and not move.retry]
+        if unparked and await self._there(connection.fetchval(self._any_parked, unparked)):
+            raise guard_moved(self.name)
 
     async def park(self, connection: PostgresConnection, streams: Sequence[ParkedStream]) -> None:
         """Records parked streams, in place of what was recorded of them before."""

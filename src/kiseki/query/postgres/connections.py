@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable, reason, transaction
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, transaction
+from kiseki.clients.postgres_errors import is_unavailable, reason
 from kiseki.clients.postgres_migrations import require_migrated
 from kiseki.kernel.errors import KisekiError, Unavailable
 from kiseki.query.postgres.dialect import as_on_sqlite

@@ -14,13 +14,14 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, is_unavailable
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect
+from kiseki.clients.postgres_errors import is_unavailable
 from kiseki.kernel.errors import KisekiError
-from kiseki.projection.port import BuildMissing
+from kiseki.projection.port import OwnershipLost
 from kiseki.query.postgres.connections import DRIVER_ERRORS, leaves_sound, prepare, unavailable
 from kiseki.query.postgres.schema import request_channel
 
-__all__ = ["OwnershipLost", "Ownerships", "PostgresOwnership"]
+__all__ = ["Ownerships", "PostgresOwnership"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,14 +45,6 @@ _NEXT_NUMBER: Final = """
 _HOLD: Final = """
     SELECT number FROM read_model_owners WHERE projection = $1 AND version = $2 AND number = $3 FOR SHARE
 """
-
-
-class OwnershipLost(BuildMissing):
-    """The session that held the ownership ended, and another process may write to the build now.
-
-    Nothing was written. Whoever runs the projection lets go of everything, as when a build is missing, and tries to own
-    it again.
-    """
 
 
 class PostgresOwnership:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Self
 
-from kiseki.clients.postgres import PostgresAddress, connect, is_unavailable
+from kiseki.clients.postgres import PostgresAddress, connect
+from kiseki.clients.postgres_errors import is_unavailable
 from kiseki.clients.postgres_migrations import migrate
 from kiseki.kernel.ports import Clock
 from kiseki.query.postgres.builds import PostgresBuilds

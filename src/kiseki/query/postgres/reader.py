@@ -15,7 +15,7 @@ from sqlalchemy import CursorResult, Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kiseki.clients.postgres import is_unavailable
+from kiseki.clients.postgres_errors import is_unavailable
 from kiseki.kernel.errors import KisekiError
 from kiseki.projection.port import BuildMissing, BuildName, StreamProgress
 from kiseki.projection.projection import Projection

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import asyncpg
 
-from kiseki.clients.postgres import is_unavailable
+from kiseki.clients.postgres_errors import is_unavailable
 from kiseki.journal.port import Position
 from kiseki.kernel.errors import Unavailable
 from kiseki.projection.port import (
@@ -22,7 +22,7 @@ from kiseki.projection.port import (
     TransientFailure,
 )
 from kiseki.projection.projection import Projection
-from kiseki.query.batch import Changes
+from kiseki.query.batch import Changes, guards_needed
 from kiseki.query.postgres.build import BuildSchema
 from kiseki.query.postgres.connections import Connections, cause_of, driver_of, state_of
 from kiseki.query.postgres.ownership import PostgresOwnership
@@ -105,8 +105,8 @@ class PostgresStore:
                 if batch.position is not None:
                     await self._build.move_position(driver, batch.position)
                 # Before the changes: what another writer has applied already must not look like a fault of a statement.
-                if batch.guards:
-                    await self._build.move_guards(driver, batch.guards)
+                if batch.guards or batch.park:
+                    await self._build.move_guards(driver, guards_needed(batch, self.name))
                 if batch.changes:
                     await connection.execution_options(**self._translated)
                     await connection.run_sync(self._changes.execute, batch.changes)

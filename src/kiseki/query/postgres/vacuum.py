@@ -12,7 +12,8 @@ import asyncio
 import logging
 from typing import Final
 
-from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect, reason
+from kiseki.clients.postgres import PostgresAddress, PostgresConnection, connect
+from kiseki.clients.postgres_errors import reason
 from kiseki.projection.pause import happens
 from kiseki.query.postgres.connections import DRIVER_ERRORS
 

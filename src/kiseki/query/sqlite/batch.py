@@ -10,8 +10,8 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from kiseki.projection.port import Batch, BuildName, GuardMove, GuardMoved, StatementFailed, StreamProgress
-from kiseki.query.batch import Changes, parked_row, progress_of
+from kiseki.projection.port import Batch, BuildName, GuardMove, StatementFailed, StreamProgress
+from kiseki.query.batch import Changes, guard_moved, guards_needed, parked_row, progress_of
 from kiseki.query.sqlite.files import error_name, is_environment
 from kiseki.query.tables import builds_own, guards, parked
 
@@ -23,6 +23,7 @@ _MOVE_GUARD: Final = (
     .where(guards.c.stream == bindparam("of"), guards.c.sequence_number == bindparam("expected"))
     .values(sequence_number=bindparam("to"))
 )
+_NO_GUARD: Final = delete(guards).where(guards.c.stream == bindparam("of"), guards.c.sequence_number == 0)
 _adding: Final = sqlite_insert(parked)
 _PARK: Final = _adding.on_conflict_do_update(
     index_elements=[parked.c.stream],
@@ -35,12 +36,13 @@ _PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.va
     _asked.outerjoin(guards, guards.c.stream == _asked.c.value).outerjoin(parked, parked.c.stream == _asked.c.value)
 )
 """One statement, hence one state, whether or not a transaction is open."""
+_ANY_PARKED: Final = select(parked.c.stream).join(_asked, _asked.c.value == parked.c.stream).limit(1)
 
 
 def execute_batch(connection: Connection, batch: Batch, name: BuildName, changes: Changes) -> None:
     """Does all of a batch. Raises StatementFailed, GuardMoved, and what the database raises about itself."""
     # Before the changes: what another writer has applied already must not look like a fault of a statement.
-    _move_guards(connection, batch.guards, name)
+    _move_guards(connection, guards_needed(batch, name), name)
     changes.execute(connection, batch.changes)
     if batch.park:
         connection.execute(_PARK, [parked_row(one) for one in batch.park])
@@ -67,7 +69,7 @@ def _cause(problem: Exception) -> BaseException:
 
 
 def _move_guards(connection: Connection, moves: Sequence[GuardMove], name: BuildName) -> None:
-    """Moves guards that are still where they were read: another owner, who should not be, changes nothing twice."""
+    """Moves guards that are still where they were read: another writer changes nothing twice. Raises GuardMoved."""
     first = [{"stream": move.stream, "sequence_number": move.to} for move in moves if move.expected == 0]
     later = [{"of": move.stream, "expected": move.expected, "to": move.to} for move in moves if move.expected]
     moved = True
@@ -78,8 +80,14 @@ def _move_guards(connection: Connection, moves: Sequence[GuardMove], name: Build
             moved = False
     if later and moved:
         moved = connection.execute(_MOVE_GUARD, later).rowcount == len(later)
+    unparked = [move.stream for move in moves if move.to != move.expected and not move.retry]
+    if moved and unparked:
+        moved = connection.execute(_ANY_PARKED, {"streams": _json(unparked)}).first() is None
     if not moved:
-        raise GuardMoved(f"another process wrote to {name}; its guards are read again")
+        raise guard_moved(name)
+    stayed = [{"of": move.stream} for move in moves if move.to == 0]
+    if stayed:
+        connection.execute(_NO_GUARD, stayed)
 
 
 def read_progress(
@@ -89,5 +97,8 @@ def read_progress(
 
     `options` are execution options, for a connection that has not translated the build's schema.
     """
-    asked = {"streams": msgspec.json.encode(list(streams)).decode()}
-    return progress_of(connection.execute(_PROGRESS, asked, execution_options=options))
+    return progress_of(connection.execute(_PROGRESS, {"streams": _json(streams)}, execution_options=options))
+
+
+def _json(streams: Collection[str]) -> str:
+    return msgspec.json.encode(list(streams)).decode()
