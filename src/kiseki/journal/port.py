@@ -180,6 +180,15 @@ class FeedPage(msgspec.Struct, frozen=True):
 
     commits: tuple[Commit, ...]
     position: Position
+    at_end: bool | None = None
+    """Whether `position` is the end of the feed, as far as the store showed it during the call.
+
+    True: what had been appended some seconds before the call is not after `position`. An empty page is the end too.
+    False: more may follow.
+    None: the store does not say, which only one may whose feed has one order, where later appends come later. There,
+    and only there, counting tells it: who asks `lag`, and then gets as many commits as that said, has passed all there
+    were. Elsewhere new commits come between old ones, and some come twice, so counting tells nothing.
+    """
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -188,6 +197,9 @@ class Lag(msgspec.Struct, frozen=True):
     commits: int
     oldest: datetime | None
     """When the oldest commit after the position was made (UTC); None when there is none."""
+    exact: bool = True
+    """Whether `commits` was counted up to the end of the feed. Else it is an estimate, for showing progress: the feed
+    may give more or fewer, and a 0 does not say that the position is at the end."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

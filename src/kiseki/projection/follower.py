@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from functools import partial
 
 from kiseki.journal.port import Journal, Position
@@ -12,7 +12,7 @@ from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.kernel.schema import UnknownEvent
 from kiseki.projection.backoff import Backoff
 from kiseki.projection.erasure import Erasures
-from kiseki.projection.port import Build, BuildMissing, ParkedStream, ProjectionStore
+from kiseki.projection.port import Build, BuildMissing, ParkedStream, ProjectionStore, StreamProgress
 from kiseki.projection.projector import Projector
 from kiseki.projection.records import undisturbed
 from kiseki.projection.subscription import Subscription
@@ -69,6 +69,8 @@ class Follower:
         self._position: Position | None = None
         self._behind: int | None = None
         """Commits that are left of those there were when it was measured."""
+        self._counts = True
+        """Whether that says when the feed's end is reached: its commits have one order, and new ones come last."""
         self._retried_at_start = False
 
     async def opened(self) -> tuple[ProjectionStore, Projector]:
@@ -80,6 +82,11 @@ class Follower:
             store = await self._open_store()
             self._open = store, self._new_projector(store)
         return self._open
+
+    def parks_unknown(self) -> None:
+        """From now on an event that the application does not know parks its stream: nothing else answers queries."""
+        if self._open is not None:
+            self._open[1].parks_unknown()
 
     async def step(self, *, measured: bool, afresh: bool = True) -> bool:
         """Applies the next page; whether there was one. What is unavailable is waited for, and never parked.
@@ -135,9 +142,10 @@ class Follower:
         if self._position is None:
             self._position = await store.position()
         started = self._clock.monotonic()
-        if measured and (afresh or self._behind is None):
+        if measured and self._counts and (afresh or self._behind is None):
             self._behind = (await self._journal.lag(self._position)).commits
         page = await self._journal.feed(self._position, limit=self._page_commits)
+        self._counts = page.at_end is None
         if not page.commits:
             if page.position != self._position:
                 await projector.apply((), page.position)
@@ -149,8 +157,8 @@ class Follower:
         events = [event for commit in page.commits if concerns(commit.stream) for event in commit.recorded()]
         count = await undisturbed(partial(projector.apply, events, page.position, scrub=erases))
         self._position = page.position
-        self.caught_up = False
-        if measured and self._behind is not None:
+        self.caught_up = page.at_end is True
+        if measured and self._counts and self._behind is not None:
             self._behind -= len(page.commits)
             self.caught_up = self._behind <= 0
             if self.caught_up:
@@ -176,6 +184,20 @@ class Follower:
             else:
                 stuck += 1
         return freed, stuck
+
+    async def catch_up(self, streams: Collection[str]) -> Mapping[str, StreamProgress]:
+        """Applies what the journal holds of these streams already; how far they are then.
+
+        Raises UnknownEvent when told to refuse, Unavailable.
+        """
+        store, projector = await self.opened()
+        progress = await store.progress(streams)
+        for stream in streams:
+            if progress[stream].parked is None:
+                count = await undisturbed(partial(projector.catch_up, stream))
+                self.events_applied += count
+                self._applied()
+        return await store.progress(streams)
 
     async def parked(self, stream: str | None = None) -> AsyncIterator[ParkedStream]:
         """The parked streams, or the one of this name if it is parked. Raises Unavailable."""

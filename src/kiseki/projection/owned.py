@@ -7,6 +7,7 @@ and then takes over. Both are stepped by one task, so that while a candidate is 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from kiseki.kernel.errors import Unavailable
@@ -41,6 +42,8 @@ class OwnedBuilds:
         self.candidate: Follower | None = None
         self.problem: str | None = None
         """Why the candidate does not go on or does not become live."""
+        self._held_back_by: Collection[str] = ()
+        """Streams that are parked in the candidate and were further in the live build."""
         self._subscription = subscription
         self._projection = subscription.projection
         self._parts = parts
@@ -83,7 +86,8 @@ class OwnedBuilds:
             position = (await self._builds.inspect(build.name)).position
         except BuildMissing:
             return True  # found again, and seen to, when it is opened
-        if (await self._parts.journal.lag(position)).commits:
+        lag = await self._parts.journal.lag(position)
+        if lag.commits or not lag.exact:
             await self._builds.demote(build.name)
             return False
         await self._builds.promote(build.name)
@@ -147,7 +151,7 @@ class OwnedBuilds:
     async def _create(self) -> BuildName:
         build = await self._builds.create(self._projection, self._subscription.definition)
         self.candidate = await self._opened(build, beside_live=self.live is not None)
-        self.problem = None
+        self.problem, self._held_back_by = None, ()
         _log.info("builds %s", build.name)
         return build.name
 
@@ -184,41 +188,45 @@ class OwnedBuilds:
                 _log.error("%s does not become live: %s", self.candidate.build.name, problem)
 
     async def _promote(self) -> bool:
-        candidate = self.candidate
+        candidate, replaced = self.candidate, self.live
         if candidate is None:
             return False
-        behind = await self._streams_behind(candidate)
-        if behind:
-            await self._note(
-                f"{behind} of its parked streams would go back in time; mend their cause and run projection retry, or "
-                "raise the version"
-            )
-            return False
-        await self._note(None)
-        # Once queries use it, a loss of power must not set it back to where it was long ago.
         store, _ = await candidate.opened()
+        progress = await store.progress(self._held_back_by)
+        if any(one.parked is not None for one in progress.values()):
+            return False
+        # Once queries use it, a loss of power must not set it back to where it was long ago.
         await store.flush()
-        await self._builds.promote(candidate.build.name)
-        replaced, self.live, self.candidate = self.live, candidate, None
+        compared_with = replaced.build.name if replaced is not None else None
+        behind = await self._builds.promote(candidate.build.name, unless_behind=compared_with)
+        if behind:
+            if not await self._is_no_measure(candidate, behind):
+                return self.problem is None
+            _log.warning("%s has applied more than the journal holds, as after a restore", compared_with)
+            await self._builds.promote(candidate.build.name)
+        self.live, self.candidate, self.problem, self._held_back_by = candidate, None, None, ()
+        candidate.parks_unknown()
         _log.info("%s is live", candidate.build.name)
         self._applied()
         if replaced is not None:
             await replaced.close()
         return True
 
-    async def _streams_behind(self, candidate: Follower) -> int:
-        """How many streams the live build has applied further than the candidate, which parked them."""
-        if self.live is None:
-            return 0
-        parked = [one async for one in candidate.parked()]
-        if not parked:
-            return 0
-        try:
-            progress = await self._builds.progress(self.live.build.name, [one.stream for one in parked])
-        except Unavailable as problem:
-            _log.warning("%s can't be compared with: %s", self.live.build.name, problem)
-            return 0  # what can't be read does not answer queries either
-        return sum(progress[one.stream].sequence_number >= one.sequence_number for one in parked)
+    async def _is_no_measure(self, candidate: Follower, behind: Mapping[str, int]) -> bool:
+        """Brings the candidate forward in streams of which the live build has more, because somebody pushed it there.
+
+        Whether that can't be done although none of them is parked: then the live build belongs to another journal, or
+        to one before a restore, and how far it is says nothing.
+        """
+        progress = await candidate.catch_up(behind)
+        self._held_back_by = parked = [stream for stream, one in progress.items() if one.parked is not None]
+        await self._note(
+            f"{len(parked)} of its parked streams would go back in time; mend their cause and run projection retry, or "
+            "raise the version"
+            if parked
+            else None
+        )
+        return not parked and any(progress[stream].sequence_number < number for stream, number in behind.items())
 
     async def see_to_requests(self) -> bool:
         """Does what operators asked for; whether there was anything."""
@@ -271,6 +279,7 @@ class OwnedBuilds:
         """Lets go of all builds."""
         followers = self.followers
         self.live = self.candidate = self.problem = None
+        self._held_back_by = ()
         for follower in followers:
             try:
                 await follower.close()
@@ -294,7 +303,7 @@ class OwnedBuilds:
             caught_up=follower.caught_up,
             events_applied=follower.events_applied,
             waiting=waiting,
-            problem=self.problem if follower is self.candidate else None,
+            problem=self.problem if follower is self.candidate else follower.refusal,
         )
 
     def _applied(self) -> None:

@@ -288,8 +288,14 @@ class BuildCatalog(Protocol):
         """Opens a build for writing; for its owner. Raises DefinitionError as `check` does, BuildMissing."""
         ...
 
-    async def promote(self, name: BuildName) -> None:
-        """Makes a build the live one of its projection, and retires the one before, in one transaction."""
+    async def promote(self, name: BuildName, *, unless_behind: BuildName | None = None) -> Mapping[str, int]:
+        """Makes a build the live one of its projection, and retires the one before, in one transaction.
+
+        `unless_behind` is another build of the same version. When that one has applied more of some streams, nothing is
+        done, and these are given, or the first thousand of them by name, with the sequence number it is at. Nobody
+        writes to it between the comparison and the change. One that is damaged or gone is not compared with: it answers
+        no query either.
+        """
         ...
 
     async def demote(self, name: BuildName) -> None:

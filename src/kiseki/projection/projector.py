@@ -85,6 +85,10 @@ class Projector:
             projection=subscription.projection, codec=codec, refuse_unknown_in=store.name if refuse_unknown else None
         )
 
+    def parks_unknown(self) -> None:
+        """From now on an event that the application does not know parks its stream."""
+        self._steps.refuse_unknown_in = None
+
     async def apply(
         self, events: Iterable[RecordedEvent], position: Position | None = None, *, scrub: bool = False
     ) -> int:

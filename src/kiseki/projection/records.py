@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from kiseki.journal.port import Commit, CommitMetadata, RecordedEvent
 from kiseki.kernel.codec import EncodedEvent
-from kiseki.projection.port import Build, BuildCatalog, BuildState, GuardMoved
+from kiseki.projection.port import Build, BuildName, BuildState, GuardMoved
 from kiseki.projection.projection import Projection
 
 __all__ = ["commits_of", "current_builds", "undisturbed"]
@@ -22,14 +22,19 @@ _ATTEMPTS: Final = 10
 T = TypeVar("T")
 
 
-async def current_builds(catalog: BuildCatalog, projection: Projection) -> list[Build]:
-    """The builds of this version that have to be kept up to date: first the newest that is being built, then the live.
+def current_builds(builds: Iterable[Build], projection: Projection) -> list[Build]:
+    """Those of the catalog's builds that have to be kept up to date: first the newest of this version that is being
+    built, then the one that answers its queries. That one may be retired, while another version is live.
 
-    In this order, so that a build that takes over is never behind the one it replaces. Raises Unavailable.
+    In this order, so that a build that takes over is not behind the one it replaces.
     """
-    own = [b for b in await catalog.builds(projection.name) if b.name.version == projection.version]
-    building = [build for build in own if build.state is BuildState.BUILDING][-1:]
-    return building + [build for build in own if build.state is BuildState.LIVE]
+    own = sorted((one for one in builds if one.name[:2] == (projection.name, projection.version)), key=_by_name)
+    building = [one for one in own if one.state is BuildState.BUILDING][-1:]
+    return building + [one for one in own if one.state is BuildState.LIVE or one.promoted_at is not None][-1:]
+
+
+def _by_name(build: Build) -> BuildName:
+    return build.name
 
 
 def commits_of(events: Iterable[RecordedEvent]) -> list[Commit]:

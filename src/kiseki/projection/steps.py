@@ -37,7 +37,7 @@ class Steps:
     def __init__(self, *, projection: Projection, codec: EventCodec, refuse_unknown_in: BuildName | None) -> None:
         self._projection = projection
         self._codec = codec
-        self._refuse_unknown_in = refuse_unknown_in
+        self.refuse_unknown_in = refuse_unknown_in
 
     async def prepare(self, recorded: Sequence[RecordedEvent]) -> list[Step]:
         """A step for each event, up to the first one of a stream that can't be applied.
@@ -83,10 +83,10 @@ class Steps:
 
     def _unknown(self, event: RecordedEvent) -> Failure:
         what = f"{event.type} version {event.version}"
-        if self._refuse_unknown_in is not None:
+        if self.refuse_unknown_in is not None:
             raise UnknownEvent(
                 f"{event.stream} holds at sequence number {event.sequence_number} a {what}, which this application "
-                f"does not know; it can't build {self._refuse_unknown_in}"
+                f"does not know; it can't build {self.refuse_unknown_in}"
             )
         return Failure(UnknownEvent.code, what)
 

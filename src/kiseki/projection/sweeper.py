@@ -169,11 +169,12 @@ class Sweeper:
         return findings
 
     async def _targets(self) -> list[tuple[Subscription, Build]]:
+        builds = await self._builds.builds()
         targets = [
             (subscription, build)
             for subscription in self._subscriptions
             if self._runs(subscription.projection.name)
-            for build in await current_builds(self._builds, subscription.projection)
+            for build in current_builds(builds, subscription.projection)
         ]
         names = {build.name for _, build in targets}
         self._swept = {name: at for name, at in self._swept.items() if name in names}

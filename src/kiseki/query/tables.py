@@ -17,6 +17,7 @@ from kiseki.projection.projection import Projection
 __all__ = [
     "BUILD_FORMAT",
     "BUILD_SCHEMA",
+    "COMPARED_AT_MOST",
     "build_metadata",
     "builds_own",
     "check_definition",
@@ -33,6 +34,9 @@ BUILD_FORMAT: Final = 1
 
 BUILD_SCHEMA: Final = "kiseki_build"
 """Stands for the schema of the build at hand (schema_translate_map)."""
+
+COMPARED_AT_MOST: Final = 1_000
+"""Streams that a comparison of two builds gives at once."""
 
 build_metadata: Final = MetaData(schema=BUILD_SCHEMA)
 

@@ -18,7 +18,7 @@ from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Protector, Telemetry
 from kiseki.kernel.schema import UnknownEvent
 from kiseki.projection.erasure import Erasures
-from kiseki.projection.port import Build, BuildCatalog, BuildMissing, BuildState, ProjectionStore
+from kiseki.projection.port import Build, BuildCatalog, BuildMissing, BuildName, BuildState, ProjectionStore
 from kiseki.projection.projection import Projection
 from kiseki.projection.projector import Projector
 from kiseki.projection.records import commits_of, current_builds, undisturbed
@@ -61,11 +61,9 @@ class PushedUpdater:
         protector: Protector,
         telemetry: Telemetry,
         clock: Clock,
-        lookup_interval: float = 5.0,
         pause: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        """`lookup_interval`: seconds after which it looks again which builds there are. `pause(n)` waits after the n-th
-        time that somebody else was quicker."""
+        """`pause(n)` waits after the n-th time that somebody else was quicker."""
         self._subscriptions = [Subscription(projection, deciders) for projection in projections]
         self._journal = journal
         self._builds = builds
@@ -73,10 +71,8 @@ class PushedUpdater:
         self._erasures = Erasures(deciders=deciders, protector=protector)
         self._telemetry = telemetry
         self._clock = clock
-        self._lookup_interval = lookup_interval
         self._pause = pause
         self._targets: list[_Target] = []
-        self._looked: tuple[float, float] | None = None
 
     async def apply(self, deliveries: Sequence[Delivery], counts: Counts) -> int | None:
         """Applies a batch to every build; the place in it of the first delivery that has to come again, if any has.
@@ -85,6 +81,7 @@ class PushedUpdater:
         nothing could be done.
         """
         targets = await self._current()
+        seen_to: set[BuildName] = set()
         scrub = await self._erasures.ensure([one.commit for one in deliveries if one.commit is not None])
         streams: dict[str, list[RecordedEvent]] = {}
         damaged = set()
@@ -95,8 +92,12 @@ class PushedUpdater:
             else:
                 events += delivery.commit.recorded()
         failed: set[str] = set()
-        for target in targets:
-            failed.update(await self._apply_to(target, streams, damaged, counts, scrub=scrub))
+        while targets:
+            for target in targets:
+                failed.update(await self._apply_to(target, streams, damaged, counts, scrub=scrub))
+                seen_to.add(target.build.name)
+            # Meanwhile another build may have been made and have taken over, and it must not wait for its owner.
+            targets = [target for target in await self._current() if target.build.name not in seen_to]
         return next((place for place, one in enumerate(deliveries) if one.stream in failed), None)
 
     async def _apply_to(
@@ -125,7 +126,6 @@ class PushedUpdater:
             # Its owner says so too, and does not let it take over before the application knows the event.
             _log.error("%s", problem)
         except BuildMissing as problem:
-            self._looked = None
             _log.warning("%s: %s", target, problem)
             # The owner builds it again. Nobody queries one that is only being built.
             failed = () if target.build.state is BuildState.BUILDING else list(streams)
@@ -178,31 +178,25 @@ class PushedUpdater:
         return await undisturbed(work, pause=self._pause)
 
     async def _current(self) -> Sequence[_Target]:
-        """The open builds; looks now and then, and after a build went missing, which there are."""
-        # Both clocks: while Lambda freezes the process one of them may stand still.
-        now = (self._clock.monotonic(), self._clock.now().timestamp())
-        if self._looked is not None:
-            past = max(abs(now[0] - self._looked[0]), abs(now[1] - self._looked[1]))
-            if past < self._lookup_interval:
-                return self._targets
+        """The builds there are now, open."""
+        builds = await self._builds.builds()
         known = {(one.build.name, one.build.state): one for one in self._targets}
         current: list[_Target] = []
-        self._looked = None
         for subscription in self._subscriptions:
             projection = subscription.projection
-            builds = await current_builds(self._builds, projection)
-            if not builds:
+            own = current_builds(builds, projection)
+            if not own:
                 raise NoBuild(
                     f"projection {projection.name} version {projection.version} has no build yet; run `kiseki migrate` "
                     "and start the updater of this release (`kiseki updater`), which makes it"
                 )
-            for build in builds:
+            for build in own:
                 target = known.pop((build.name, build.state), None)
                 if target is None:
                     try:
-                        target = await self._open(subscription, build, beside_live=len(builds) > 1)
+                        target = await self._open(subscription, build, beside_live=len(own) > 1)
                     except BuildMissing as problem:
-                        if build.state is BuildState.LIVE:
+                        if build.state is not BuildState.BUILDING:
                             raise
                         _log.warning("%s: %s", build.name, problem)  # its owner builds it again, from the start
                         continue
@@ -211,7 +205,6 @@ class PushedUpdater:
         for gone in known.values():
             await self._close(gone)
         self._targets = current
-        self._looked = now
         return current
 
     async def _open(self, subscription: Subscription, build: Build, *, beside_live: bool) -> _Target:
@@ -242,6 +235,5 @@ class PushedUpdater:
 
     async def close(self) -> None:
         """Lets go of all builds; again is fine."""
-        self._looked = None
         for target in list(self._targets):
             await self._close(target)

@@ -73,7 +73,7 @@ class Catalog:
                 problem=None,
             )
             for name, state in self.states.items()
-            if name.projection == projection
+            if projection in (None, name.projection)
         ]
 
     async def progress(self, name: BuildName, streams: Collection[str]) -> Mapping[str, StreamProgress]:

@@ -360,7 +360,6 @@ async def test_a_candidate_beside_the_live_build_is_kept_up_to_date_and_goes_fir
     assert await bench.invoke(records[:1]) == FINE
     live = await bench.live()
     candidate = await bench.build(promote=False)
-    bench.world.clock.advance(10)
     bench.models.written.clear()
     assert await bench.invoke(records[1:]) == FINE
     assert [name for name, _ in bench.models.written][-1] == live
@@ -369,7 +368,6 @@ async def test_a_candidate_beside_the_live_build_is_kept_up_to_date_and_goes_fir
         assert [await bench.guard(stream, name) for stream in (A, B, C)] == [2, 2, 1]
     await bench.models.real.builds.promote(candidate)
     await bench.world.facts.happen(A, Counted(9))
-    bench.world.clock.advance(10)
     assert await bench.invoke((await bench.records())[5:]) == FINE
     assert await bench.guard(A, candidate) == 3
     assert await bench.guard(A, live) == 2
@@ -392,6 +390,31 @@ async def test_a_build_that_went_away_is_looked_for_at_once(bench: Bench) -> Non
     another = await bench.build(promote=False)
     assert await bench.invoke(records[:1]) == FINE
     assert await bench.guard(A, another) == 1
+
+
+async def test_a_build_that_takes_over_during_a_batch_gets_it_too(bench: Bench) -> None:
+    records = await three_streams(bench)
+    replaced = await bench.live()
+    made: list[BuildName] = []
+
+    async def another_takes_over(name: BuildName, batch: Batch) -> None:
+        if not made:
+            made.append(await bench.build())
+
+    bench.models.before_write = another_takes_over  # type: ignore[method-assign]
+    assert await bench.invoke(records) == FINE
+    for name in (replaced, *made):
+        assert [await bench.guard(stream, name) for stream in (A, B, C)] == [2, 2, 1]
+    assert await bench.rows() == ALL_STEPS
+
+
+async def test_a_build_that_answers_its_version_gets_events_while_another_version_is_live(bench: Bench) -> None:
+    records = await three_streams(bench)
+    own = await bench.live()
+    await bench.build(totals=Totals(version=2))
+    assert await bench.invoke(records) == FINE
+    assert [await bench.guard(stream, own) for stream in (A, B, C)] == [2, 2, 1]
+    assert await bench.rows() == ALL_STEPS
 
 
 async def test_a_candidate_that_does_not_know_an_event_is_left_to_its_owner(bench: Bench) -> None:

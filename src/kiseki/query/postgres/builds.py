@@ -26,6 +26,7 @@ from kiseki.projection.port import (
 from kiseki.projection.projection import Projection
 from kiseki.query.postgres.build import BuildSchema, make_build
 from kiseki.query.postgres.catalog import PostgresCatalog
+from kiseki.query.postgres.comparison import streams_behind
 from kiseki.query.postgres.connections import Connections, driver_of
 from kiseki.query.postgres.ownership import Ownerships, PostgresOwnership
 from kiseki.query.postgres.store import PostgresStore
@@ -108,11 +109,23 @@ class PostgresBuilds:
         await store.open(definition)
         return store
 
-    async def promote(self, name: BuildName) -> None:
+    async def promote(self, name: BuildName, *, unless_behind: BuildName | None = None) -> Mapping[str, int]:
         """As BuildCatalog."""
         await self._analyze(name)
+        candidate, replaced = await self._found(name), unless_behind and await self._found(unless_behind)
         async with self._changing(name) as driver:
+            if candidate is not None and replaced is not None:
+                behind = await streams_behind(driver, candidate, replaced)
+                if behind:
+                    return behind
             await self._catalog.promote(driver, name, self._clock.now())
+        return {}
+
+    async def _found(self, name: BuildName) -> BuildSchema | None:
+        try:
+            return BuildSchema(name, await self._schema_of(name))
+        except BuildMissing:
+            return None
 
     async def _analyze(self, name: BuildName) -> None:
         try:

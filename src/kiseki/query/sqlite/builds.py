@@ -35,6 +35,7 @@ from kiseki.projection.port import (
 from kiseki.projection.projection import Projection
 from kiseki.query.sqlite.build import BuildFile
 from kiseki.query.sqlite.catalog import SqliteCatalog
+from kiseki.query.sqlite.comparison import streams_behind
 from kiseki.query.sqlite.files import BuildFiles, unavailable
 
 __all__ = ["SqliteBuilds", "SqliteStore"]
@@ -188,9 +189,19 @@ class SqliteBuilds:
             raise
         return store
 
-    async def promote(self, name: BuildName) -> None:
+    async def promote(self, name: BuildName, *, unless_behind: BuildName | None = None) -> Mapping[str, int]:
         """As BuildCatalog."""
-        await self._thread.run(self._catalog.promote, name)
+        return await self._thread.run(self._promote, name, unless_behind)
+
+    def _promote(self, name: BuildName, unless_behind: BuildName | None) -> Mapping[str, int]:
+        if unless_behind is None:
+            self._catalog.promote(name)
+            return {}
+        candidate, replaced = self._files.build(name), self._files.build(unless_behind)
+        with streams_behind(candidate, replaced, unless_behind, busy_timeout=self._busy_timeout) as behind:
+            if not behind:
+                self._catalog.promote(name)
+        return behind
 
     async def demote(self, name: BuildName) -> None:
         """As BuildCatalog."""
