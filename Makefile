@@ -5,6 +5,7 @@
 VENV := .venv
 DEV_VENV := .venv-dev
 EMULATORS := .venv-emulators
+SCANNERS := .venv-scanners
 BIN := $(DEV_VENV)/bin
 
 .PHONY: run test check pytest soak bench bench-journals lock format clean
@@ -20,7 +21,7 @@ check: $(DEV_VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-pytest: $(DEV_VENV)/.ready $(EMULATORS)/.ready
+pytest: $(DEV_VENV)/.ready $(EMULATORS)/.ready $(SCANNERS)/.ready
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak" $(ARGS)
 
 soak: $(DEV_VENV)/.ready $(EMULATORS)/.ready
@@ -45,6 +46,11 @@ $(EMULATORS)/.ready: requirements-emulators.lock tools/make-venv.sh
 	@tools/make-venv.sh --alone $(EMULATORS) requirements-emulators.lock
 	@touch $@
 
+# What looks at kiseki from outside: TLS, the software bill of materials, known vulnerabilities.
+$(SCANNERS)/.ready: requirements-scanners.lock tools/make-venv.sh
+	@tools/make-venv.sh --alone $(SCANNERS) requirements-scanners.lock
+	@touch $@
+
 # Pins what pyproject.toml asks for, with hashes; names no index.
 lock: $(DEV_VENV)/.ready
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -53,10 +59,12 @@ lock: $(DEV_VENV)/.ready
 		--no-annotate --group build --group dev --all-extras -o requirements-dev.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--group emulators -o requirements-emulators.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--group scanners -o requirements-scanners.lock
 
 format: $(DEV_VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEV_VENV) $(EMULATORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(DEV_VENV) $(EMULATORS) $(SCANNERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
