@@ -8,11 +8,14 @@ from typing import Protocol
 
 import msgspec
 
-from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.errors import KisekiError, Unavailable
 from kiseki.kernel.personal import Erased
 
 __all__ = [
     "AccessPolicy",
+    "AuditEvent",
+    "AuditUnavailable",
+    "Auditor",
     "Clock",
     "Credentials",
     "IdSource",
@@ -54,6 +57,11 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     """The pseudonym that goes into events and logs (a keyed hash of issuer and subject)."""
     roles: frozenset[str]
+    user_id: str = ""
+    """The id of the account that is its own: what object rules compare with (claim `userId`, else `sub`)."""
+    issuer: str = ""
+    expires_at: float | None = None
+    """When the credentials end, in seconds of the epoch; None when they don't."""
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +103,53 @@ class AccessPolicy(Protocol):
 
     def allows(self, principal: Principal, operation: str) -> bool:
         """Whether the principal's roles allow the command or query of this name."""
+        ...
+
+
+class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that whoever looks into a security incident wants to know. Never holds a secret.
+
+    Time, writer and number are the audit log's to add.
+    """
+
+    kind: str
+    """What happened, stable, lower case with dots: `authentication.refused`, `access.denied`, `limit.hit` …"""
+    outcome: str
+    """`done`, `refused` or `failed`."""
+    actor: str | None = None
+    """The pseudonym of who did it; None when nobody is known."""
+    issuer: str | None = None
+    subject: str | None = None
+    """With the issuer: who the pseudonym stands for. Only the audit log says so."""
+    address: str | None = None
+    """The client's address."""
+    api: str | None = None
+    operation: str | None = None
+    """The command, query or path."""
+    target: str | None = None
+    """The stream, setting or key that it was about."""
+    code: str | None = None
+    """Why, as a stable code."""
+    trace_id: str | None = None
+    detail: str | None = None
+    """One line for people, of text that this program chose."""
+
+
+class AuditUnavailable(Unavailable):
+    """A security event can't be recorded, and the setting is to refuse then what can't be recorded."""
+
+    code = "AUDIT_UNAVAILABLE"
+
+
+class Auditor(Protocol):
+    """Records security events."""
+
+    def note(self, event: AuditEvent) -> None:
+        """Records an event soon; repeats may be counted instead of written each. Never waits, never raises."""
+        ...
+
+    async def record(self, event: AuditEvent) -> None:
+        """Records an event, durable when this returns. Raises AuditUnavailable."""
         ...
 
 
