@@ -95,8 +95,9 @@ class ParkedStream(msgspec.Struct, frozen=True, kw_only=True):
 
     stream: str
     sequence_number: int
-    """The event that failed."""
+    """The event that failed; during a retry the next one."""
     event_type: str
+    """`?` when nobody knows."""
     code: str
     """UNKNOWN_EVENT, UNREADABLE, SUBJECT_KEY_MISSING, APPLY_FAILED, STATEMENT_FAILED or TRANSIENT_FAILURE."""
     detail: str
@@ -109,7 +110,7 @@ class ParkedStream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamProgress(msgspec.Struct, frozen=True):
-    """How far a build is in one stream: the guard (0 when nothing was applied), and where it is parked."""
+    """How far a build is in one stream: the guard (0 when nothing was applied), and where it is parked, behind it."""
 
     sequence_number: int = 0
     parked: ParkedStream | None = None
@@ -133,7 +134,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     park: Sequence[ParkedStream] = ()
     """Replaces what was recorded of a stream before. Its guard, moved by this batch or not, has to be one before the
     event that failed: otherwise another process has applied that event, or it is not the next one."""
-    unpark: Sequence[str] = ()
+    unpark: Sequence[ParkedStream] = ()
+    """As they were read. A stream goes on when that is still what is recorded of it, or its guard has reached the place
+    since, or nothing is recorded; otherwise another process has parked it again."""
     position: Position | None = None
     """The place in the feed up to which everything is applied, parked or passed by; None leaves it as it is."""
     scrub: bool = False
@@ -215,8 +218,9 @@ class ProjectionStore(Protocol):
         """Does all of a batch in one transaction.
 
         Others may write to the build meanwhile, owner or not. GuardMoved is raised when a guard is not where `guards`
-        or `park` take it to be, or a stream of `guards` is parked and not retried: also when that comes about while
-        this transaction waits for another one. It goes before what fails because of it.
+        or `park` take it to be, a stream of `guards` is parked and not retried, or one of `unpark` was parked again:
+        also when that comes about while this transaction waits for another one. It goes before what fails because of
+        it.
 
         Raises StatementFailed or TransientFailure (because of `changes`), GuardMoved, OwnershipLost, Unavailable;
         nothing was written then.

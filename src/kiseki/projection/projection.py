@@ -24,7 +24,9 @@ Change: TypeAlias = Statement | tuple[Statement, Mapping[str, object]]
 """A statement, or a statement with its parameters, as in SQLAlchemy's `connection.execute(statement, parameters)`.
 
 The second form, with one statement made once at module level, is the fast one: what an event costs is then a
-dictionary, and changes of the same statement in a row reach the database together.
+dictionary, and changes of the same statement in a row reach the database together. Changes of different tables may
+change places for that, where each is certain to touch one table alone. A trigger, rule or function that was added to
+the database by hand can't be seen: it must not make rows of one table depend on those of another.
 """
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")

@@ -11,6 +11,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
+from msgspec.structs import replace
+
 from kiseki.journal.port import CorruptJournal, Journal, JournalUnavailable, Position, RecordedEvent
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.ports import Clock, Telemetry
@@ -40,9 +42,9 @@ class _Run:
         self.guards = {stream: of.sequence_number for stream, of in progress.items()}
         self.attempts = {stream: of.parked.attempts for stream, of in progress.items() if of.parked}
         self.retrying = retrying
+        self.places = {stream: of.parked for stream, of in progress.items() if of.parked}
         # While a stream is retried, its being parked is what is to end.
         self.parked: set[str] = set() if retrying else set(self.attempts)
-        self.scrub = False
 
 
 class Projector:
@@ -71,7 +73,8 @@ class Projector:
         """`attempts` tries are given to an event whose transaction loses against others; `pause(n)` waits after the
         n-th of them. With `refuse_unknown` an event that the application does not know raises UnknownEvent
         instead of parking its stream. `found` is told of events that were read from the journal, before they are
-        applied, and says whether personal data is removed by them: for who does not see every commit by itself."""
+        applied, and says whether personal data is removed by them: for who does not see every commit by itself. Events
+        that erase and that the projection follows do so anyway."""
         self._subscription = subscription
         self._name = subscription.projection.name
         self._store = store
@@ -81,6 +84,8 @@ class Projector:
         self._attempts = attempts
         self._pause = pause or _short_pause
         self._found = found
+        types = (event_type.event_type for event_type in subscription.projection.event_types)
+        self._erasing = frozenset(one.name for one in types if one.erases_subject)
         self._steps = Steps(
             projection=subscription.projection, codec=codec, refuse_unknown_in=store.name if refuse_unknown else None
         )
@@ -95,13 +100,13 @@ class Projector:
         """Applies events in one transaction, and moves the stored position; how many events were new.
 
         Events that were applied before are skipped; missing ones before them are read from the journal and applied
-        first. `position` is the place after these events. `scrub` says that personal data is removed by them.
+        first. `position` is the place after these events. `scrub` says that personal data is removed by them: the last
+        write scrubs, also when nothing is left to apply, so a call that failed is made again with it.
         Raises Unavailable, UnknownEvent when told to refuse, and CorruptJournal.
         """
         concerned = [event for event in events if self._subscription.concerns(event.stream)]
         streams = {event.stream for event in concerned}
         run = _Run(dict(await self._store.progress(streams)) if streams else {})
-        run.scrub = scrub
         taken: list[RecordedEvent] = []
         reached = dict(run.guards)
         applied = 0
@@ -119,7 +124,7 @@ class Projector:
                     continue
             taken.append(event)
             reached[stream] = number
-        return applied + await self._write(run, taken, position, last=True)
+        return applied + await self._write(run, taken, position, scrub=scrub)
 
     async def catch_up(self, stream: str) -> int:
         """Applies what the journal has of a stream after its guard; how many events. None while it is parked.
@@ -137,7 +142,6 @@ class Projector:
             await self._read_and_write(run, stream, None)
         except CorruptJournal as problem:
             await self._park_unreadable(run, stream, problem)
-        await self._write(run, (), last=True)
         return run.guards[stream] - before
 
     async def retry(self, stream: str) -> bool:
@@ -146,16 +150,18 @@ class Projector:
         Raises Unavailable.
         """
         run = _Run(dict(await self._store.progress([stream])), retrying=True)
-        if self._subscription.concerns(stream):
-            try:
-                await self._read_and_write(run, stream, None)
-            except CorruptJournal as problem:
-                await self._park_unreadable(run, stream, problem)
-            if stream in run.parked:
-                return False
-        # An event that comes after what was read here comes by the feed too, so no event is left behind.
-        await self._store.write(Batch(unpark=[stream]))
-        return True
+        if stream in run.places:
+            if self._subscription.concerns(stream):
+                try:
+                    await self._read_and_write(run, stream, None)
+                except CorruptJournal as problem:
+                    await self._park_unreadable(run, stream, problem)
+                if stream in run.parked:
+                    return False
+            await self._store.write(Batch(unpark=[run.places[stream]]))
+        # An event that came after what was read here was passed by, because its stream was still parked.
+        await self.catch_up(stream)
+        return (await self._store.progress([stream]))[stream].parked is None
 
     async def _repair(self, run: _Run, stream: str, upto: int) -> int:
         count = await self._read_and_write(run, stream, upto)
@@ -175,9 +181,8 @@ class Projector:
                 for number, event in enumerate(wanted, run.guards[stream] + 1):
                     if event.sequence_number != number:
                         raise CorruptJournal(f"{stream}: sequence number {number} is missing in the journal")
-                if self._found is not None and wanted:
-                    run.scrub |= await self._found(wanted)
-                count += await self._write(run, wanted)
+                # With its page: the next run, should this one end here, begins behind it.
+                count += await self._write(run, wanted, scrub=await self._removes(wanted))
                 if stream in run.parked or len(wanted) < len(page):
                     break
         finally:
@@ -186,14 +191,15 @@ class Projector:
                 await close()
         return count
 
-    async def _write(
-        self, run: _Run, taken: Sequence[RecordedEvent], position: Position | None = None, *, last: bool = False
-    ) -> int:
-        """Writes what follows from events that are next in their streams; how many were applied.
+    async def _removes(self, read: Sequence[RecordedEvent]) -> bool:
+        """Tells of what was read; whether personal data is removed by it."""
+        told = self._found is not None and bool(read) and await self._found(read)
+        return told or any(event.type in self._erasing for event in read)
 
-        The last write of a run scrubs, when there is something to scrub.
-        """
-        scrub = run.scrub and last
+    async def _write(
+        self, run: _Run, taken: Sequence[RecordedEvent], position: Position | None = None, *, scrub: bool = False
+    ) -> int:
+        """Writes what follows from events that are next in their streams; how many were applied."""
         if not taken and position is None and not scrub:
             return 0
         steps = await self._steps.prepare(taken)
@@ -208,12 +214,15 @@ class Projector:
         return sum(step.failure is None for step in steps)
 
     async def _isolate(self, run: _Run, steps: Sequence[Step], position: Position | None, *, scrub: bool) -> int:
-        """Event by event, each in a transaction of its own, so that only the one that fails is parked."""
+        """Event by event, each in a transaction of its own, so that only the one that fails is parked.
+
+        Each of them scrubs when the page is to: it may be the last one that is written.
+        """
         applied = 0
         for step in steps:
             if step.event.stream in run.parked:
                 continue
-            failure = step.failure or await self._write_alone(run, step)
+            failure = step.failure or await self._write_alone(run, step, scrub=scrub)
             if failure is None:
                 applied += 1
             else:
@@ -224,8 +233,8 @@ class Projector:
             await self._store.write(Batch(position=position, scrub=scrub))
         return applied
 
-    async def _write_alone(self, run: _Run, step: Step) -> Failure | None:
-        batch = self._batch(run, [step])
+    async def _write_alone(self, run: _Run, step: Step, *, scrub: bool) -> Failure | None:
+        batch = self._batch(run, [step], scrub=scrub)
         for attempt in range(1, self._attempts + 1):
             try:
                 await self._store.write(batch)
@@ -255,6 +264,11 @@ class Projector:
             else:
                 park.append(self._parked(run, event, step.failure))
         guards = [GuardMove(stream, run.guards[stream], to, run.retrying) for stream, to in reached.items()]
+        if run.retrying:
+            # Parked until all is applied: one that is interrupted is found again, and nobody else goes on meanwhile.
+            failed = {one.stream for one in park}
+            moved = ((run.places[stream], to + 1) for stream, to in reached.items() if stream not in failed)
+            park += [replace(one, sequence_number=number, event_type="?") for one, number in moved]
         return Batch(changes=changes, guards=guards, park=park, position=position, scrub=scrub)
 
     async def _park_unreadable(self, run: _Run, stream: str, problem: CorruptJournal) -> None:
@@ -290,6 +304,9 @@ class Projector:
         for move in batch.guards:
             run.guards[move.stream] = move.to
         for parked in batch.park:
+            if parked.attempts == run.attempts.get(parked.stream):
+                run.places[parked.stream] = parked  # only moved along
+                continue
             run.parked.add(parked.stream)
             self._telemetry.parked(self._name, parked.code)
             _log.error(

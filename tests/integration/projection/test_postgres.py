@@ -35,6 +35,7 @@ from tests.integration.projection.parts import (
     Place,
     PostgresStorage,
     expected_steps,
+    parked,
     running,
     until,
 )
@@ -276,7 +277,7 @@ async def test_an_owner_whose_number_is_old_writes_nothing(place: Place, postgre
     store = await builds.open(TOTALS.projection, build.name, DEFINITION)
     await store.write(Batch(position=Position("1"), guards=[GuardMove(A, 0, 1)]))
     postgres.sql(f"UPDATE {DEFAULT_SCHEMA}.read_model_owners SET number = number + 1")
-    for batch in (Batch(position=Position("0")), Batch(guards=[GuardMove(A, 1, 2)]), Batch(unpark=[A])):
+    for batch in (Batch(position=Position("0")), Batch(guards=[GuardMove(A, 1, 2)]), Batch(unpark=[parked(A)])):
         with pytest.raises(OwnershipLost):
             await store.write(batch)
     assert await store.position() == "1"

@@ -43,6 +43,7 @@ from tests.integration.projection.parts import (
     TOTALS,
     Place,
     PostgresStorage,
+    parked,
     running,
     until,
 )
@@ -186,7 +187,11 @@ async def test_a_constraint_that_is_checked_at_the_commit_is_the_statement_s_fau
 async def test_a_build_that_was_deleted_parks_nothing(store: ProjectionStore, postgres: PostgresStorage) -> None:
     postgres.lose(store.name)
     step = (insert(TOTALS.steps), {"id": "a", "number": 1, "amount": 1})
-    for batch in (Batch(changes=[step], position=Position("x")), Batch(guards=[GuardMove(A, 0, 1)]), Batch(unpark=[A])):
+    for batch in (
+        Batch(changes=[step], position=Position("x")),
+        Batch(guards=[GuardMove(A, 0, 1)]),
+        Batch(unpark=[parked(A)]),
+    ):
         with pytest.raises(BuildMissing):
             await store.write(batch)
     for look in (store.position, store.parked, lambda: store.progress([A])):

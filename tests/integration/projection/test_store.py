@@ -32,7 +32,7 @@ async def test_a_batch_is_all_or_nothing(place: Place, store: ProjectionStore) -
         changes=[(insert(totals.steps), {**step, "number": 2}), (insert(totals.steps), step)],
         guards=[GuardMove(A, 1, 2)],
         park=[parked("Counter-c")],
-        unpark=[B],
+        unpark=[parked(B)],
         position=Position("there"),
     )
     await store.write(whole)
@@ -114,7 +114,7 @@ async def test_parking_again_replaces_and_unparking_removes(store: ProjectionSto
     await store.write(Batch(park=[parked(A, 7, "STATEMENT_FAILED")]))
     assert list(await store.parked()) == [parked(A, 7, "STATEMENT_FAILED"), parked(B)]
     assert list(await store.parked(after=A, limit=1)) == [parked(B)]
-    await store.write(Batch(unpark=[A, "Counter-unheard-of"]))
+    await store.write(Batch(unpark=[parked(A, 7, "STATEMENT_FAILED"), parked("Counter-unheard-of")]))
     assert list(await store.parked()) == [parked(B)]
 
 

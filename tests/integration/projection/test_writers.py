@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from sqlalchemy import insert
 
+from kiseki import Unavailable
 from kiseki.application.system import SystemClock
 from kiseki.journal.port import CorruptJournal, Position
 from kiseki.projection.port import (
@@ -29,6 +33,7 @@ from kiseki.projection.records import undisturbed
 from kiseki.projection.status import request_rebuild, request_retry
 from kiseki.projection.subscription import Subscription
 from kiseki.query.postgres.read_models import PostgresReadModels
+from kiseki.query.postgres.store import PostgresStore
 from tests.integration.projection.parts import (
     DEFINITION,
     TOTALS,
@@ -96,8 +101,50 @@ async def test_a_parked_stream_is_moved_by_a_retry_alone(store: ProjectionStore,
     assert [one.sequence_number for one in (await store.progress([A, B])).values()] == [guard, 0]
     assert await store.position() == ""
     await store.write(Batch(changes=[step(1)], guards=[GuardMove(A, guard, guard + 1, retry=True)]))
-    await store.write(Batch(unpark=[A]))
+    await store.write(Batch(unpark=[parked(A, guard + 1)]))
     await store.write(Batch(guards=[GuardMove(A, guard + 1, guard + 2)]))
+
+
+@pytest.mark.parametrize("guard", [0, 5])
+async def test_a_stream_that_was_parked_again_is_not_let_go(place: Place, store: ProjectionStore, guard: int) -> None:
+    if guard:
+        await store.write(Batch(guards=[GuardMove(A, 0, guard)]))
+    seen = parked(A, guard + 1)
+    await store.write(Batch(park=[seen, parked(B)]))
+    again = msgspec.structs.replace(seen, attempts=seen.attempts + 1)
+    later = msgspec.structs.replace(seen, parked_at=seen.parked_at + timedelta(microseconds=1))
+    further = parked(A, guard + 2)
+    moving = GuardMove(A, guard, guard + 1, retry=True)
+    for others in (Batch(park=[again]), Batch(park=[later]), Batch(guards=[moving], park=[further])):
+        await store.write(others)
+        with pytest.raises(GuardMoved):
+            await store.write(Batch(changes=[step(1)], unpark=[parked(B), seen], position=Position("x")))
+        assert list(await store.parked()) == [*others.park, parked(B)]
+    assert await store.position() == ""
+    assert await place.rows(TOTALS, TOTALS.steps) == []
+    # Nothing is left of the place that was seen once the guard has reached the one that is recorded.
+    await store.write(Batch(guards=[GuardMove(A, guard + 1, guard + 2, retry=True)]))
+    await store.write(Batch(unpark=[seen]))
+    assert list(await store.parked()) == [parked(B)]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_place_that_was_passed_all_the_same_is_over(place: Place, store: ProjectionStore, number: int) -> None:
+    """Older versions could leave such a row behind; whoever looks at it says the same."""
+    await store.write(Batch(guards=[GuardMove(A, 0, number - 1)] if number > 1 else [], park=[parked(A, number)]))
+    await store.write(Batch(park=[parked(B)]))
+    await store.write(Batch(guards=[GuardMove(A, number - 1, 3, retry=True)]))
+    builds = place.models.builds
+    for progress in (await store.progress([A, B]), await builds.progress(store.name, [A, B])):
+        assert (progress[A].sequence_number, progress[A].parked, progress[B].parked) == (3, None, parked(B))
+    inspection = await builds.inspect(store.name)
+    assert (inspection.parked_count, inspection.parked) == (1, (parked(B),))
+    assert list(await store.parked()) == [parked(B)]
+    await store.write(Batch(guards=[GuardMove(A, 3, 4)]))
+    await store.write(Batch(park=[parked(A, 5)]))
+    assert list(await store.parked()) == [parked(A, 5), parked(B)]
+    with pytest.raises(GuardMoved):
+        await store.write(Batch(guards=[GuardMove(A, 4, 5)]))
 
 
 async def test_of_parking_and_applying_at_once_one_counts(place: Place) -> None:
@@ -162,6 +209,56 @@ async def test_who_comes_second_sees_what_the_first_has_committed(
         await store.close()
     for one in models:
         await one.close()
+
+
+@pytest.mark.parametrize("parks_again", [True, False])
+async def test_letting_go_waits_for_who_parks_again(postgres: PostgresStorage, parks_again: bool) -> None:
+    models = await PostgresReadModels.open(postgres.address, clock=SystemClock())
+    build = await models.builds.create(TOTALS.projection, DEFINITION)
+    store = await models.builds.open(TOTALS.projection, build.name, DEFINITION)
+    await store.write(Batch(park=[parked(A)]))
+    held = await asyncpg.connect(postgres.url)
+    holding = held.transaction()
+    await holding.start()
+    await held.execute(f"UPDATE {postgres.schema(build.name)}.kiseki_parked SET attempts = attempts + 1")
+    letting_go = asyncio.create_task(store.write(Batch(unpark=[parked(A)])))
+    await until(lambda: _waiting(postgres) == 1)
+    await (holding.commit() if parks_again else holding.rollback())
+    (result,) = await asyncio.gather(letting_go, return_exceptions=True)
+    assert type(result) is (GuardMoved if parks_again else type(None))
+    assert [one.attempts for one in await store.parked()] == ([2] if parks_again else [])
+    await held.close()
+    await store.close()
+    await models.close()
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_what_may_be_written_is_scrubbed_although_the_reply_was_lost(
+    postgres: PostgresStorage, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    models = await PostgresReadModels.open(postgres.address, clock=SystemClock())
+    build = await models.builds.create(TOTALS.projection, DEFINITION)
+    store = await models.builds.open(TOTALS.projection, build.name, DEFINITION)
+    assert isinstance(store, PostgresStore)
+    transaction = store._connections.transaction
+    scrubs: list[str] = []
+
+    @asynccontextmanager
+    async def loses_the_reply(what: str) -> AsyncIterator[Any]:
+        async with transaction(what) as connection:
+            if not written:
+                raise Unavailable("the connection broke")
+            yield connection
+        raise Unavailable("the connection broke")
+
+    monkeypatch.setattr(store._connections, "transaction", loses_the_reply)
+    monkeypatch.setattr(store._scrubber, "scrub", lambda: scrubs.append("scrub"))
+    with pytest.raises(Unavailable):
+        await store.write(Batch(guards=[GuardMove(A, 0, 1)], scrub=True))
+    assert (await store.progress([A]))[A].sequence_number == written
+    assert scrubs == ["scrub"] * written
+    await store.close()
+    await models.close()
 
 
 def _waiting(postgres: PostgresStorage) -> int:
@@ -254,6 +351,77 @@ async def test_a_retry_that_fails_again_parks_again(place: Place, store: Project
     assert await projector(place, store, Totals(unlucky=())).retry(A)
     assert list(await store.parked()) == []
     assert [row[1] for row in await place.rows(TOTALS, TOTALS.steps)] == [1, 2, 3, 4]
+
+
+async def test_a_retry_wipes_out_nothing_that_was_parked_meanwhile(place: Place, store: ProjectionStore) -> None:
+    await place.world.facts.happen(A, Counted(UNLUCKY), Counted(2))
+    await projector(place, store, Totals()).apply(await place.world.facts.all())
+    other = projector(place, store, Totals(unlucky=(7,)))
+
+    async def parks_the_next() -> None:
+        await place.world.facts.happen(A, Counted(7), Counted(8))
+        assert not await other.retry(A)
+
+    interrupted = Interrupted(store, lambda batch: bool(batch.unpark), parks_the_next)
+    mended = projector(place, interrupted, Totals(unlucky=()))
+    with pytest.raises(GuardMoved):
+        await mended.retry(A)
+    (found,) = await store.parked()
+    assert found.sequence_number == 3
+    assert not await undisturbed(partial(other.retry, A))
+    assert await undisturbed(partial(mended.retry, A))
+    assert list(await store.parked()) == []
+    assert [row[1] for row in await place.rows(TOTALS, TOTALS.steps)] == [1, 2, 3, 4]
+
+
+async def test_a_retry_that_is_interrupted_is_found_again(place: Place, store: ProjectionStore) -> None:
+    await place.world.facts.happen(A, Counted(UNLUCKY), Counted(2), Counted(3))
+    events = await place.world.facts.all()
+    await projector(place, store, Totals()).apply(events)
+    (before,) = await store.parked()
+    one_by_one = Feed(place.journal)
+    one_by_one.page = 1
+
+    async def full() -> None:
+        raise Unavailable("the disk is full")
+
+    interrupted = Interrupted(store, lambda batch: any(move.to == 3 for move in batch.guards), full)
+    mended = projector(place, interrupted, Totals(unlucky=()), one_by_one)
+    with pytest.raises(Unavailable):
+        await mended.retry(A)
+    assert list(await store.parked()) == [msgspec.structs.replace(before, sequence_number=3, event_type="?")]
+    assert await mended.apply(events) == 0
+    assert await mended.retry(A)
+    assert list(await store.parked()) == []
+    assert [row[1] for row in await place.rows(TOTALS, TOTALS.steps)] == [1, 2, 3]
+    assert place.world.telemetry.parked_codes == ["APPLY_FAILED"]
+
+
+async def test_two_that_retry_at_once_apply_everything_once(place: Place, store: ProjectionStore) -> None:
+    await place.world.facts.happen(A, Counted(UNLUCKY), Counted(2))
+    await projector(place, store, Totals()).apply(await place.world.facts.all())
+    elsewhere = await place.storage.open()
+    second = await elsewhere.builds.open(TOTALS.projection, store.name, DEFINITION)
+    retries = [projector(place, one, Totals(unlucky=())) for one in (store, second)]
+    assert await asyncio.gather(*(undisturbed(partial(one.retry, A)) for one in retries)) == [True, True]
+    assert list(await store.parked()) == []
+    assert await place.rows(TOTALS, TOTALS.steps) == [("a", 1, UNLUCKY), ("a", 2, 2)]
+    await second.close()
+    await elsewhere.close()
+
+
+async def test_what_came_while_a_stream_was_let_go_is_not_left_behind(place: Place, store: ProjectionStore) -> None:
+    """Whoever had it pushed passed it by: the stream was parked."""
+    await store.write(Batch(park=[parked(A)]))
+    pushed = projector(place, store, Totals())
+
+    async def comes() -> None:
+        await place.world.facts.happen(A, Counted(1))
+        assert await pushed.apply(await place.world.facts.all()) == 0
+
+    interrupted = Interrupted(store, lambda batch: bool(batch.unpark), comes)
+    assert await projector(place, interrupted, Totals()).retry(A)
+    assert await place.rows(TOTALS, TOTALS.steps) == [("a", 1, 1)]
 
 
 async def test_a_damaged_stream_is_parked_where_it_is_damaged(place: Place, store: ProjectionStore) -> None:

@@ -262,10 +262,16 @@ class MemoryStore:
         return self.stored_position
 
     async def progress(self, streams: Collection[str]) -> Mapping[str, StreamProgress]:
-        return {one: StreamProgress(self.guards.get(one, 0), self.parked_streams.get(one)) for one in streams}
+        waiting = self._waiting()
+        return {one: StreamProgress(self.guards.get(one, 0), waiting.get(one)) for one in streams}
 
     async def parked(self, *, after: str = "", limit: int = 500) -> Sequence[ParkedStream]:
-        return [self.parked_streams[name] for name in sorted(self.parked_streams) if name > after][:limit]
+        return [one for name, one in sorted(self._waiting().items()) if name > after][:limit]
+
+    def _waiting(self) -> dict[str, ParkedStream]:
+        return {
+            name: one for name, one in self.parked_streams.items() if one.sequence_number > self.guards.get(name, 0)
+        }
 
     async def write(self, batch: Batch) -> None:
         problem = self.faults.pop(0) if self.faults else self.refuse(batch)
@@ -274,8 +280,9 @@ class MemoryStore:
         reached = self.guards | {move.stream: move.to for move in batch.guards}
         if (
             any(self.guards.get(move.stream, 0) != move.expected for move in batch.guards)
-            or any(move.stream in self.parked_streams and not move.retry for move in batch.guards)
+            or any(move.stream in self._waiting() and not move.retry for move in batch.guards)
             or any(reached.get(one.stream, 0) != one.sequence_number - 1 for one in batch.park)
+            or any(self._waiting().get(one.stream, one) != one for one in batch.unpark)
         ):
             raise GuardMoved("the guard is elsewhere, or the stream is parked")
         with self._engine.connect() as connection:
@@ -289,8 +296,8 @@ class MemoryStore:
         self.batches.append(batch)
         self.guards.update({move.stream: move.to for move in batch.guards})
         self.parked_streams.update({one.stream: one for one in batch.park})
-        for stream in batch.unpark:
-            self.parked_streams.pop(stream, None)
+        for one in batch.unpark:
+            self.parked_streams.pop(one.stream, None)
         if batch.position is not None:
             self.stored_position = batch.position
         after = self.after_write.pop(0) if self.after_write else None
@@ -315,6 +322,8 @@ class Feed:
         self.limits = behind.limits
         self.reads: list[tuple[str, int]] = []
         self.before_read: Callable[[], None] = lambda: None
+        self.page: int | None = None
+        """Events in a page of a stream at most; None leaves it to the journal."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._behind, name)
@@ -323,7 +332,9 @@ class Feed:
         self.before_read()
         self.reads.append((stream, after))
         async for page in self._behind.read(stream, after):
-            yield page
+            size = self.page or len(page)
+            for start in range(0, len(page), size):
+                yield page[start : start + size]
 
     async def feed(self, after: Position, *, limit: int = 500) -> FeedPage:
         return await self._behind.feed(after, limit=limit)

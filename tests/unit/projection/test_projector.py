@@ -15,7 +15,7 @@ from kiseki import Unavailable
 from kiseki.journal.port import JournalUnavailable, Position, RecordedEvent
 from kiseki.kernel.codec import EncodedEvent
 from kiseki.kernel.schema import UnknownEvent
-from kiseki.projection.port import Batch, GuardMoved, TransientFailure
+from kiseki.projection.port import Batch, GuardMoved, StatementFailed, TransientFailure
 from kiseki.projection.projector import Projector
 from kiseki.projection.subscription import Subscription
 from kiseki.security.key_store import KeyStoreUnavailable, MemoryKeyStore
@@ -27,6 +27,7 @@ from tests.unit.projection.parts import (
     Counted,
     Elsewhere,
     Feed,
+    Forgotten,
     MemoryStore,
     Named,
     Noted,
@@ -328,6 +329,14 @@ async def test_a_retry_after_mending_applies_all_that_waited_in_order() -> None:
     assert b.steps() == [("a", 1, 1), ("a", 2, UNLUCKY), ("a", 3, 3), ("a", 4, 4)]
 
 
+async def test_a_retry_of_a_stream_that_is_not_parked_applies_what_the_journal_has() -> None:
+    b = await bench()
+    await b.world.facts.happen(A, Counted(1))
+    assert await b.projector.retry(A)
+    assert b.totals_of() == {"a": 1}
+    assert [batch.unpark for batch in b.store.batches] == [()]
+
+
 async def test_a_retry_that_fails_again_stays_parked_where_it_failed() -> None:
     b = await bench(Totals(unlucky=(2, 4)))
     await b.world.facts.happen(A, Counted(1), Counted(2), Counted(3), Counted(4), Counted(5))
@@ -348,6 +357,65 @@ async def test_a_stream_of_an_aggregate_that_became_known_and_is_not_followed_is
     assert await b.another(b.totals).retry("Other-1")
     assert b.store.parked_streams == {}
     assert b.store.guards == {}
+
+
+# What is left of personal data
+
+
+async def test_a_read_page_that_removes_personal_data_scrubs_with_its_own_write() -> None:
+    """Whoever comes after a run that ended in between begins behind it."""
+
+    async def found(events: Sequence[RecordedEvent]) -> bool:
+        return any(event.type == "Noted" for event in events)
+
+    b = await bench(Totals(events=Counted | Named), found=found)
+    b.feed.page = 1
+    await b.world.facts.happen(A, Counted(1), Noted("erases"), Counted(3), Counted(4))
+    b.store.faults = [None, None, GuardMoved("elsewhere")]
+    with pytest.raises(GuardMoved):
+        await b.projector.catch_up(A)
+    assert [(batch.guards[0].to, batch.scrub) for batch in b.store.batches] == [(1, False), (2, True)]
+    assert await b.projector.catch_up(A) == 2
+    assert [batch.scrub for batch in b.store.batches[2:]] == [False, False]
+
+
+async def test_what_was_left_out_scrubs_with_its_own_write() -> None:
+    b = await bench()
+    b.feed.page = 1
+    await b.world.facts.happen(A, Named("x"), Forgotten(), Counted(3))
+    *_, last = await b.world.facts.all()
+    b.store.faults = [None, None, Unavailable("full")]
+    with pytest.raises(Unavailable):
+        await b.projector.apply([last], Position("here"))
+    assert [(batch.guards[0].to, batch.scrub) for batch in b.store.batches] == [(1, False), (2, True)]
+
+
+async def test_each_event_of_a_page_that_failed_scrubs() -> None:
+    b = await bench()
+    await b.world.facts.happen(A, Named("x"), Forgotten(), Counted(SPOILT))
+    b.store.faults = [StatementFailed("x"), None, None, Unavailable("full")]
+    with pytest.raises(Unavailable):
+        await b.projector.catch_up(A)
+    assert [(batch.guards[0].to, batch.scrub) for batch in b.store.batches] == [(1, True), (2, True)]
+
+
+async def test_a_retry_that_removes_personal_data_scrubs() -> None:
+    b = await bench()
+    await b.world.facts.happen(A, Counted(UNLUCKY), Forgotten())
+    await b.follow()
+    assert await b.another(Totals(unlucky=())).retry(A)
+    assert [batch.scrub for batch in b.store.batches if batch.guards] == [True]
+
+
+async def test_a_call_that_is_told_to_scrub_does_so_when_it_is_made_again() -> None:
+    b = await bench()
+    await b.world.facts.happen(A, Forgotten(), Counted(2), Counted(3))
+    first, _, third = await b.world.facts.all()
+    b.store.faults = [None, Unavailable("full")]
+    with pytest.raises(Unavailable):
+        await b.projector.apply([first, third], scrub=True)
+    await b.projector.apply([first, third], scrub=True)
+    assert b.store.batches[-1].scrub
 
 
 # Any order, any repetition, any crash

@@ -28,7 +28,7 @@ from kiseki.projection.port import (
     StreamProgress,
 )
 from kiseki.projection.projection import Projection
-from kiseki.query.batch import guard_moved, parked_row, parked_stream, progress_of
+from kiseki.query.batch import guard_moved, parked_row, parked_stream, progress_of, timestamp
 from kiseki.query.postgres.connections import cause_of
 from kiseki.query.tables import (
     BUILD_FORMAT,
@@ -101,8 +101,11 @@ class BuildSchema:
         found = f"unnest($1::text[]) AS asked (stream) LEFT JOIN {parked} AS parked ON parked.stream = asked.stream"
         self._progress = f"SELECT {asked} FROM {found}"
         self._served_progress = f"SELECT ({_SERVED}), {asked} FROM {found}"
-        self._parked = f"SELECT {', '.join(_COLUMNS)} FROM {parked} WHERE stream > $1 ORDER BY stream LIMIT $2"
-        self._parked_count = f"SELECT count(*) FROM {parked}"
+        # See `progress_of`.
+        guard = f"coalesce((SELECT sequence_number FROM {guards} AS guards WHERE guards.stream = parked.stream), 0)"
+        waiting = f"{parked} AS parked WHERE parked.sequence_number > {guard}"
+        self._parked = f"SELECT {', '.join(_COLUMNS)} FROM {waiting} AND stream > $1 ORDER BY stream LIMIT $2"
+        self._parked_count = f"SELECT count(*) FROM {waiting}"
         # How many rows each of the two changed says whether all guards were where they were read.
         self._add_guards = f"""
             INSERT INTO {guards} (stream, sequence_number) SELECT * FROM unnest($1::text[], $2::bigint[])
@@ -114,12 +117,19 @@ class BuildSchema:
             WHERE guards.stream = moves.stream AND guards.sequence_number = moves.expected
         """
         self._no_guards = f"DELETE FROM {guards} WHERE stream = ANY($1::text[]) AND sequence_number = 0"
-        self._any_parked = f"SELECT EXISTS (SELECT FROM {parked} WHERE stream = ANY($1::text[]))"
+        self._parked_at = f"SELECT stream, sequence_number FROM {parked} WHERE stream = ANY($1::text[])"
         self._park = f"""
             INSERT INTO {parked} ({", ".join(_COLUMNS)}) SELECT * FROM unnest({_ARRAYS})
             ON CONFLICT (stream) DO UPDATE SET {_CHANGED}
         """
-        self._unpark = f"DELETE FROM {parked} WHERE stream = ANY($1::text[])"
+        self._unpark = f"""
+            DELETE FROM {parked} AS parked
+            USING unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS seen (stream, number, tried, at)
+            WHERE parked.stream = seen.stream AND (
+                parked.sequence_number <= {guard}
+                OR (parked.sequence_number, parked.attempts, parked.parked_at) = (seen.number, seen.tried, seen.at)
+            )
+        """
 
     async def check_tables(self, connection: PostgresConnection, projection: Projection, dialect: Dialect) -> Any:
         """Raises DefinitionError when the build was made with other tables; gives its own row."""
@@ -207,18 +217,25 @@ class BuildSchema:
         if stayed:
             await self._there(connection.execute(self._no_guards, stayed))
         # A statement of its own, which sees what those have committed for whom the ones above have waited.
-        unparked = [move.stream for move in moves if move.to != move.expected and not move.retry]
-        if unparked and await self._there(connection.fetchval(self._any_parked, unparked)):
-            raise guard_moved(self.name)
+        unparked = {move.stream: move.expected for move in moves if move.to != move.expected and not move.retry}
+        if unparked:
+            places = await self._there(connection.fetch(self._parked_at, list(unparked)))
+            if any(number > unparked[stream] for stream, number in places):
+                raise guard_moved(self.name)
 
     async def park(self, connection: PostgresConnection, streams: Sequence[ParkedStream]) -> None:
         """Records parked streams, in place of what was recorded of them before."""
         rows = {one.stream: tuple(parked_row(one).values()) for one in streams}  # the last of each stream
         await self._there(connection.execute(self._park, *map(list, zip(*rows.values(), strict=True))))
 
-    async def unpark(self, connection: PostgresConnection, streams: Sequence[str]) -> None:
-        """Lets streams go."""
-        await self._there(connection.execute(self._unpark, list(streams)))
+    async def unpark(self, connection: PostgresConnection, seen: Sequence[ParkedStream]) -> None:
+        """Lets streams go whose place is over, or still the one that was seen. Raises GuardMoved."""
+        rows = [(one.stream, one.sequence_number, one.attempts, timestamp(one.parked_at)) for one in seen]
+        streams, *places = map(list, zip(*rows, strict=True))
+        await self._there(connection.execute(self._unpark, streams, *places))
+        # A statement of its own, which sees what those have committed for whom the one above has waited.
+        if await self._there(connection.fetch(self._parked_at, streams)):
+            raise guard_moved(self.name)
 
     async def _there(self, statement: Awaitable[T]) -> T:
         try:

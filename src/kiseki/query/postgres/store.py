@@ -96,6 +96,7 @@ class PostgresStore:
             raise Unavailable(f"{self._what} can't be written any more: it is closed")
         if self._ownership is not None:
             self._ownership.check()
+        committing = False
         try:
             async with self._connections.transaction(self._what) as connection:
                 driver = driver_of(connection)
@@ -114,11 +115,14 @@ class PostgresStore:
                     await self._build.park(driver, batch.park)
                 if batch.unpark:
                     await self._build.unpark(driver, batch.unpark)
+                committing = True
         except asyncpg.IntegrityConstraintViolationError as problem:
             # A deferred constraint of the projection's own tables shows only at the commit.
             raise StatementFailed(f"{_describe(problem)} at the end of the transaction") from problem
-        if batch.scrub:
-            self._scrubber.scrub()
+        finally:
+            # Also when the reply was lost: nobody may come back to what is written.
+            if batch.scrub and committing:
+                self._scrubber.scrub()
 
     async def flush(self) -> None:
         """As ProjectionStore: every commit is durable when `write` returns."""

@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, not_, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from kiseki.projection.port import Batch, BuildName, GuardMove, StatementFailed, StreamProgress
-from kiseki.query.batch import Changes, guard_moved, guards_needed, parked_row, progress_of
+from kiseki.projection.port import Batch, BuildName, GuardMove, ParkedStream, StatementFailed, StreamProgress
+from kiseki.query.batch import Changes, guard_moved, guards_needed, parked_row, progress_of, timestamp
 from kiseki.query.sqlite.files import error_name, is_environment
 from kiseki.query.tables import builds_own, guards, parked
 
-__all__ = ["describe", "execute_batch", "explain", "read_progress"]
+__all__ = ["NOT_OVER", "describe", "execute_batch", "explain", "read_progress"]
 
 _ADD_GUARD: Final = insert(guards)
 _MOVE_GUARD: Final = (
@@ -29,14 +29,27 @@ _PARK: Final = _adding.on_conflict_do_update(
     index_elements=[parked.c.stream],
     set_={column.name: _adding.excluded[column.name] for column in parked.c.values()[1:]},
 )
-_UNPARK: Final = delete(parked).where(parked.c.stream == bindparam("of"))
+_guard = select(guards.c.sequence_number).where(guards.c.stream == parked.c.stream).scalar_subquery()
+NOT_OVER: Final = parked.c.sequence_number > func.coalesce(_guard, 0)
+"""Of a parked stream: see `progress_of`."""
+_UNPARK: Final = delete(parked).where(
+    parked.c.stream == bindparam("of"),
+    or_(
+        not_(NOT_OVER),
+        and_(
+            parked.c.sequence_number == bindparam("number"),
+            parked.c.attempts == bindparam("tried"),
+            parked.c.parked_at == bindparam("at"),
+        ),
+    ),
+)
 _MOVE_POSITION: Final = update(builds_own).values(position=bindparam("to"))
 _asked = func.json_each(bindparam("streams")).table_valued("value", name="asked")
 _PROGRESS: Final = select(_asked.c.value, guards.c.sequence_number, *parked.c.values()[1:]).select_from(
     _asked.outerjoin(guards, guards.c.stream == _asked.c.value).outerjoin(parked, parked.c.stream == _asked.c.value)
 )
 """One statement, hence one state, whether or not a transaction is open."""
-_ANY_PARKED: Final = select(parked.c.stream).join(_asked, _asked.c.value == parked.c.stream).limit(1)
+_PARKED_AT: Final = select(parked.c.stream, parked.c.sequence_number).join(_asked, _asked.c.value == parked.c.stream)
 
 
 def execute_batch(connection: Connection, batch: Batch, name: BuildName, changes: Changes) -> None:
@@ -47,7 +60,7 @@ def execute_batch(connection: Connection, batch: Batch, name: BuildName, changes
     if batch.park:
         connection.execute(_PARK, [parked_row(one) for one in batch.park])
     if batch.unpark:
-        connection.execute(_UNPARK, [{"of": stream} for stream in batch.unpark])
+        _unpark(connection, batch.unpark, name)
     if batch.position is not None:
         connection.execute(_MOVE_POSITION, {"to": batch.position})
 
@@ -80,14 +93,26 @@ def _move_guards(connection: Connection, moves: Sequence[GuardMove], name: Build
             moved = False
     if later and moved:
         moved = connection.execute(_MOVE_GUARD, later).rowcount == len(later)
-    unparked = [move.stream for move in moves if move.to != move.expected and not move.retry]
+    unparked = {move.stream: move.expected for move in moves if move.to != move.expected and not move.retry}
     if moved and unparked:
-        moved = connection.execute(_ANY_PARKED, {"streams": _json(unparked)}).first() is None
+        places = connection.execute(_PARKED_AT, {"streams": _json(unparked)})
+        moved = not any(number > unparked[stream] for stream, number in places)
     if not moved:
         raise guard_moved(name)
     stayed = [{"of": move.stream} for move in moves if move.to == 0]
     if stayed:
         connection.execute(_NO_GUARD, stayed)
+
+
+def _unpark(connection: Connection, seen: Sequence[ParkedStream], name: BuildName) -> None:
+    """Lets streams go whose place is over, or still the one that was seen. Raises GuardMoved."""
+    rows = [
+        {"of": one.stream, "number": one.sequence_number, "tried": one.attempts, "at": timestamp(one.parked_at)}
+        for one in seen
+    ]
+    connection.execute(_UNPARK, rows)
+    if connection.execute(_PARKED_AT, {"streams": _json([one.stream for one in seen])}).first() is not None:
+        raise guard_moved(name)
 
 
 def read_progress(

@@ -30,7 +30,7 @@ from kiseki.projection.port import (
 )
 from kiseki.projection.projection import Projection
 from kiseki.query.batch import Changes, parked_stream
-from kiseki.query.sqlite.batch import describe, execute_batch, explain, read_progress
+from kiseki.query.sqlite.batch import NOT_OVER, describe, execute_batch, explain, read_progress
 from kiseki.query.sqlite.files import connect, is_environment, unavailable
 from kiseki.query.tables import (
     BUILD_FORMAT,
@@ -48,8 +48,8 @@ from kiseki.query.tables import (
 __all__ = ["BuildFile"]
 
 _INSPECTED_AT_MOST: Final = 100
-_PARKED_AFTER: Final = select(parked).where(parked.c.stream > bindparam("after")).order_by(parked.c.stream)
-_PARKED_COUNT: Final = select(func.count()).select_from(parked)
+_PARKED_AFTER: Final = select(parked).where(parked.c.stream > bindparam("after"), NOT_OVER).order_by(parked.c.stream)
+_PARKED_COUNT: Final = select(func.count()).select_from(parked).where(NOT_OVER)
 
 
 class BuildFile:
