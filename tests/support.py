@@ -11,6 +11,7 @@ from kiseki.command.handler import CommandHandler
 from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.event import Event
+from kiseki.kernel.ports import AuditEvent
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.security.protector import KeyProtector
 
@@ -51,6 +52,25 @@ class Counting(NoTelemetry):
 
     def snapshot(self, aggregate_type: str, outcome: str) -> None:
         self.snapshots.append(outcome)
+
+
+class Audited:
+    """An Auditor that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[AuditEvent] = []
+        self.problem: Exception | None = None
+
+    def note(self, event: AuditEvent) -> None:
+        self.events.append(event)
+
+    async def record(self, event: AuditEvent) -> None:
+        if self.problem is not None:
+            raise self.problem
+        self.events.append(event)
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
 
 
 class World:

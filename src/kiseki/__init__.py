@@ -11,6 +11,7 @@ from kiseki._version import __version__
 
 if TYPE_CHECKING:
     from kiseki.application.context import Application, Context
+    from kiseki.kernel.access import Allow
     from kiseki.kernel.command import Command, CommandMetadata
     from kiseki.kernel.decider import Claim, Decider, Rejected, Release, Take
     from kiseki.kernel.errors import DefinitionError, KisekiError, Unavailable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ERASED",
+    "Allow",
     "Application",
     "Arguments",
     "Change",
@@ -63,6 +65,7 @@ _HOMES: Final = {
         "Application",
         "Context",
     ),
+    "kiseki.kernel.access": ("Allow",),
     "kiseki.kernel.command": (
         "Command",
         "CommandMetadata",

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from graphql import print_schema
 
@@ -18,12 +19,13 @@ from kiseki.journal.port import START, JournalUnavailable
 from kiseki.kernel.ports import Principal
 from kiseki.query.consistency import ConsistencyToken
 from kiseki.users import app
-from tests.support import World
+from tests.support import Audited, World
 
 CREATE = "mutation ($input: CreateUserAccountInput!) { createUserAccount(input: $input) { id } }"
 RENAME = "mutation ($input: RenameUserAccountInput!) { renameUserAccount(input: $input) { id } }"
 TARO = {"firstName": "太郎", "lastName": "山田", "emailAddress": "taro@example.com"}
-USER = Principal(subject="alice", actor="pseudonym", roles=frozenset({"user"}))
+USER = Principal(subject="alice", actor="pseudonym", roles=frozenset({"user"}), user_id="alice", issuer="tests")
+ADMIN = Principal(subject="root", actor="another", roles=frozenset({"admin"}), user_id="root", issuer="tests")
 STRANGER = Principal(subject="eve", actor="pseudonym", roles=frozenset({"usr", "User", ""}))
 
 
@@ -32,16 +34,18 @@ class Api:
 
     def __init__(self, world: World) -> None:
         schema = command_schema(app)
+        self.audited = Audited()
         self.endpoint = GraphQLEndpoint(
             schema=schema,
             kind="CommandError",
             documents=DocumentCache(schema, limits=DocumentLimits(), introspection=False),
             access=app.access,
+            auditor=self.audited,
             commands=world.handler(app),
         )
 
     async def send(self, body: bytes, **more: Any) -> Answer:
-        options = {"principal": USER, "trace_id": "t" * 32, "correlation_id": "c", **more}
+        options = {"principal": ADMIN, "trace_id": "t" * 32, "correlation_id": "c", **more}
         return await self.endpoint.handle(GraphQLRequest(body=body, **options))
 
     async def post(
@@ -186,6 +190,55 @@ async def test_roles_are_matched_exactly_and_nothing_of_the_document_runs(api: A
         fragment F on Mutation { deleteUserAccount(input: {userAccountId: "x"}) @skip(if: true) { id } }"""
     assert (await api.post(hidden, principal=STRANGER))[0] == 403
     assert (await api.post("{ health }", principal=STRANGER))[1]["data"] == {"health": "ok"}
+
+
+async def test_a_user_changes_their_own_account_only(api: Api, world: World) -> None:
+    account = (await api.post(CREATE, {"input": TARO}, principal=USER))[1]["data"]["createUserAccount"]["id"]
+    head = await world.journal.head()
+    for operation, given in (("renameUserAccount", {"firstName": "a", "lastName": "b"}), ("deleteUserAccount", {})):
+        kind = operation[0].upper() + operation[1:] + "Input"
+        query = f"mutation ($input: {kind}!) {{ {operation}(input: $input) {{ id }} }}"
+        for other in (account, "01J00000000000000000000000"):
+            # Whether there is such an account is not told.
+            status, body, _ = await api.post(query, {"input": {"userAccountId": other, **given}}, principal=USER)
+            assert (status, body["data"]) == (200, {operation: None})
+            (error,) = body["errors"]
+            assert error["extensions"]["code"] == "FORBIDDEN"
+            assert error["extensions"]["type"] == "CommandError"
+            assert account not in error["message"]
+            event = api.audited.events[-1]
+            assert (event.kind, event.operation, event.code) == ("access.denied", operation, "NOT_OWN")
+            assert (event.subject, event.actor, event.api) == ("alice", "pseudonym", "command")
+    assert await world.journal.head() == head
+    own = msgspec.structs.replace(USER, user_id=account)
+    for principal in (own, ADMIN):
+        given = {"userAccountId": account, "firstName": principal.subject, "lastName": "b"}
+        assert (await api.post(RENAME, {"input": given}, principal=principal))[1]["data"]["renameUserAccount"]
+
+
+async def test_what_a_role_does_not_allow_is_recorded(api: Api) -> None:
+    query = f"mutation {{ createUserAccount(input: {as_literal(TARO)}) {{ id }} }}"
+    await api.post(query, principal=STRANGER, address="192.0.2.7")
+    (event,) = api.audited.events
+    assert (event.kind, event.outcome, event.code) == ("access.denied", "refused", "ROLES")
+    assert (event.operation, event.address, event.trace_id) == ("createUserAccount", "192.0.2.7", "t" * 32)
+
+
+async def test_a_document_pays_for_what_it_asks(api: Api, world: World) -> None:
+    charged: list[int] = []
+
+    async def charge(units: int) -> Answer | None:
+        charged.append(units)
+        return None if sum(charged) <= 3 else Answer(429, (), b"{}")
+
+    fields = " ".join(f"f{n}: createUserAccount(input: {as_literal(TARO)}) {{ id }}" for n in range(4))
+    assert (await api.post(f"mutation {{ {fields} }}", charge=charge))[0] == 200
+    head = await world.journal.head()
+    answer = await api.send(json.dumps({"query": f"mutation {{ {fields} }}"}).encode(), charge=charge)
+    assert (answer.status, charged) == (429, [3, 3])
+    assert await world.journal.head() == head
+    await api.post(CREATE, {"input": TARO}, charge=charge)
+    assert charged == [3, 3]
 
 
 async def test_idempotency_keys(api: Api, world: World) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from kiseki.kernel.access import Allow, allow_of
 from kiseki.kernel.command import Command
 from kiseki.kernel.decider import Decider, command_name
 from kiseki.kernel.errors import DefinitionError
 from kiseki.kernel.ports import Principal
+from kiseki.kernel.record import record_fields
 from kiseki.kernel.schema import EventSchema
 from kiseki.projection.projection import Projection
 from kiseki.query.query import Query
@@ -23,9 +25,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 class Context:
     """A bounded context: its deciders, projections and queries, and who may send which command.
 
-    `access` gives each command class the roles that may send it; queries carry their roles themselves. A command
-    without an entry is an error here, so that nothing is open, or closed, by oversight.
-    Raises DefinitionError.
+    `access` gives each command class the roles that may send it, or an Allow that also knows whose object it is;
+    queries carry theirs themselves. A command without an entry is an error here, so that nothing is open, or closed,
+    by oversight. `admin` names queries that are also answered at `GET /api/admin/<name>`, as pages for programs of
+    administrators; they have the arguments `first` and `after`. Raises DefinitionError.
     """
 
     def __init__(
@@ -33,9 +36,10 @@ class Context:
         name: str,
         *,
         deciders: Sequence[Decider[Any, Any, Any]],
-        access: Mapping[type[Command], Collection[str]],
+        access: Mapping[type[Command], Allow | Collection[str]],
         projections: Sequence[Projection] = (),
         queries: Sequence[Query] = (),
+        admin: Mapping[str, Query] = MappingProxyType({}),
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DefinitionError(f"context {name!r}: a name is lower case letters, digits, _ and -")
@@ -44,6 +48,7 @@ class Context:
         self.projections = tuple(projections)
         self.queries = tuple(queries)
         self.access = MappingProxyType(_checked_access(name, self.deciders, access))
+        self.admin = MappingProxyType(_checked_admin(name, self.queries, admin))
 
     def __repr__(self) -> str:
         return f"Context({self.name!r})"
@@ -66,6 +71,10 @@ class Application:
         _unique("projection", (projection.name for projection in self.projections))
         self.queries = MappingProxyType({query.name: query for context in contexts for query in context.queries})
         _unique("query", (query.name for context in contexts for query in context.queries))
+        _unique("admin page", (name for context in contexts for name in context.admin))
+        self.admin: Mapping[str, Query] = MappingProxyType(
+            {name: query for context in contexts for name, query in context.admin.items()}
+        )
         _unique("command", (command_name(c) for decider in self.deciders for c in decider.command_types))
         self.commands: Mapping[str, type[Command]] = MappingProxyType(
             {command_name(c): c for decider in self.deciders for c in decider.command_types}
@@ -82,37 +91,63 @@ class Application:
 
 
 class RoleAccess:
-    """The roles of every command and query of an application, matched exactly; what has no rule is denied."""
+    """The rule of every command and query of an application; what has no rule is denied. Implements AccessPolicy."""
 
     def __init__(self, application: Application) -> None:
-        roles = {
-            command_name(command): allowed
+        rules = {
+            command_name(command): allow
             for context in application.contexts
-            for command, allowed in context.access.items()
+            for command, allow in context.access.items()
         }
-        roles.update({query.name: query.roles for query in application.queries.values()})
-        self.roles: Mapping[str, frozenset[str]] = MappingProxyType(roles)
+        rules.update({query.name: query.allow for query in application.queries.values()})
+        self.rules: Mapping[str, Allow] = MappingProxyType(rules)
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Every role that a rule names."""
+        return frozenset().union(*(allow.roles | allow.owner for allow in self.rules.values()))
 
     def allows(self, principal: Principal, operation: str) -> bool:
-        """Whether one of the principal's roles may use the command or query of this name."""
-        return not self.roles.get(operation, frozenset()).isdisjoint(principal.roles)
+        """As AccessPolicy."""
+        rule = self.rules.get(operation)
+        return rule is not None and rule.somewhere(principal)
+
+    def allows_on(self, principal: Principal, operation: str, given: object) -> bool:
+        """As AccessPolicy."""
+        rule = self.rules.get(operation)
+        return rule is not None and rule.on(principal, given)
 
 
 def _checked_access(
-    name: str, deciders: Iterable[Decider[Any, Any, Any]], access: Mapping[type[Command], Collection[str]]
-) -> dict[type[Command], frozenset[str]]:
-    commands = {command for decider in deciders for command in decider.command_types}
-    for command, roles in access.items():
-        if command not in commands:
+    name: str, deciders: Iterable[Decider[Any, Any, Any]], access: Mapping[type[Command], Allow | Collection[str]]
+) -> dict[type[Command], Allow]:
+    decider_of = {command: decider for decider in deciders for command in decider.command_types}
+    for command in access:
+        if command not in decider_of:
             raise DefinitionError(f"context {name}: access names {command.__name__}, which no decider here handles")
-        if not roles or isinstance(roles, str):
-            raise DefinitionError(f"context {name}: access of {command.__name__} must be a set of role names")
-    for command in sorted(commands, key=lambda c: c.__name__):
+    found = {}
+    for command in sorted(decider_of, key=lambda c: c.__name__):
         if command not in access:
             raise DefinitionError(
                 f"context {name}: access has no roles for {command.__name__}; it would be denied to all"
             )
-    return {command: frozenset(roles) for command, roles in access.items()}
+        own = decider_of[command].stream_id_field(command)
+        found[command] = allow_of(access[command], f"context {name}: access of {command.__name__}", command, own)
+    return found
+
+
+def _checked_admin(name: str, queries: Sequence[Query], admin: Mapping[str, Query]) -> dict[str, Query]:
+    for page, query in admin.items():
+        if not _NAME.fullmatch(page):
+            raise DefinitionError(f"context {name}: admin page {page!r}: a name is lower case letters, digits, _ and -")
+        if query not in queries:
+            raise DefinitionError(f"context {name}: admin page {page} answers {query.name}, which is no query of it")
+        if query.allow.owner:
+            raise DefinitionError(f"context {name}: admin page {page}: {query.name} is not for administrators alone")
+        fields = {field.name for field in record_fields(query.arguments_type)}
+        if fields != {"first", "after"}:
+            raise DefinitionError(f"context {name}: admin page {page}: {query.name} has the arguments first and after")
+    return dict(admin)
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

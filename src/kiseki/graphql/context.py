@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import msgspec
+
 from kiseki.command.handler import CommandHandler, CommandRequest, CommandResult
 from kiseki.command.idempotency import IdempotencyKey
 from kiseki.kernel.command import Command
-from kiseki.kernel.ports import Principal
+from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.ports import AccessPolicy, AuditEvent, Auditor, Principal
 from kiseki.query.consistency import ConsistencyToken
 from kiseki.query.query import Query
 
-__all__ = ["QueryRunner", "RequestContext"]
+__all__ = ["Forbidden", "QueryRunner", "RequestContext"]
+
+
+class Forbidden(KisekiError):
+    """The principal may not do this to the object it names. Says nothing of whether there is such an object."""
+
+    code = "FORBIDDEN"
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(f"{operation} is allowed for your own account only")
 
 
 class QueryRunner(Protocol):
@@ -29,23 +41,31 @@ class RequestContext:
         self,
         *,
         principal: Principal,
+        access: AccessPolicy,
+        auditor: Auditor,
+        denied: AuditEvent,
         correlation_id: str,
         token: ConsistencyToken | None,
         idempotency_key: str | None,
         commands: CommandHandler | None,
         queries: QueryRunner | None,
     ) -> None:
+        """`denied` is what is recorded, with the operation's name, when an object rule refuses."""
         self.token = token
         self.wrote = False
         self._principal = principal
+        self._access = access
+        self._auditor = auditor
+        self._denied = denied
         self._correlation_id = correlation_id
         self._key = None if idempotency_key is None else IdempotencyKey(principal.subject, idempotency_key)
         self._commands = commands
         self._queries = queries
 
     async def send(self, name: str, command: Command) -> CommandResult:
-        """Handles a command. Raises what CommandHandler.handle raises."""
+        """Handles a command. Raises Forbidden, and what CommandHandler.handle raises."""
         assert self._commands is not None, f"{name} needs a command handler"  # noqa: S101  # the schema's own doing
+        self._require(name, command)
         result = await self._commands.handle(
             command,
             CommandRequest(actor=self._principal.actor, correlation_id=self._correlation_id, idempotency_key=self._key),
@@ -55,6 +75,13 @@ class RequestContext:
         return result
 
     async def ask(self, query: Query, arguments: Any) -> object:
-        """Answers a query, not older than the token that came with the request."""
+        """Answers a query, not older than the token that came with it. Raises Forbidden, and what QueryRunner raises."""
         assert self._queries is not None, f"{query.name} needs a query runner"  # noqa: S101  # the schema's own doing
+        self._require(query.name, arguments)
         return await self._queries.ask(query, arguments, subject=self._principal.subject, token=self.token)
+
+    def _require(self, name: str, given: object) -> None:
+        """Checks roles and object rules where the operation is done, whatever was checked before."""
+        if not self._access.allows_on(self._principal, name, given):
+            self._auditor.note(msgspec.structs.replace(self._denied, operation=name, code="NOT_OWN"))
+            raise Forbidden(name)

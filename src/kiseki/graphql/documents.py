@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 from graphql import (
     DocumentNode,
+    FieldNode,
     GraphQLError,
     GraphQLSchema,
     GraphQLSyntaxError,
@@ -51,6 +52,8 @@ class Operation(msgspec.Struct, frozen=True):
     node: OperationDefinitionNode
     is_mutation: bool
     root_fields: tuple[str, ...]
+    field_nodes: tuple[FieldNode, ...]
+    """The same as nodes."""
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -128,14 +131,20 @@ class DocumentCache:
         if errors:
             raise InvalidDocument("the document does not fit the schema", errors)
         operations = {
-            definition.name.value if definition.name else "": Operation(
-                definition,
-                definition.operation is OperationType.MUTATION,
-                tuple(root_fields(definition, ast)),
-            )
+            definition.name.value if definition.name else "": _operation(definition, ast)
             for definition in ast.definitions
             if isinstance(definition, OperationDefinitionNode)
         }
         if not operations:
             raise InvalidDocument("the document has no operation", code="NO_OPERATION")
         return Document(ast, operations)
+
+
+def _operation(definition: OperationDefinitionNode, document: DocumentNode) -> Operation:
+    fields = tuple(root_fields(definition, document))
+    return Operation(
+        definition,
+        definition.operation is OperationType.MUTATION,
+        tuple(field.name.value for field in fields),
+        fields,
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable
-from typing import Any, Final, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from graphql import ExecutionResult, GraphQLSchema, execute
@@ -13,17 +13,21 @@ from kiseki.command.errors import IdempotencyInFlight, IdempotencyMismatch
 from kiseki.command.handler import CommandHandler
 from kiseki.graphql.answers import Answer, graphql_answer, request_problem
 from kiseki.graphql.context import QueryRunner, RequestContext
+from kiseki.graphql.cost import cost_of
 from kiseki.graphql.documents import Document, DocumentCache, InvalidDocument, Operation, UnparsableDocument
 from kiseki.graphql.errors import error_body, field_errors, unavailable_for
 from kiseki.graphql.variables import check_variables
-from kiseki.kernel.ports import AccessPolicy, Principal
+from kiseki.kernel.ports import AccessPolicy, AuditEvent, Auditor, Principal
 from kiseki.query.consistency import ConsistencyToken, InvalidToken
 
-__all__ = ["GraphQLEndpoint", "GraphQLRequest"]
+__all__ = ["Charge", "GraphQLEndpoint", "GraphQLRequest"]
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _OPEN_FIELDS: Final = frozenset({"__typename", "__schema", "__type", "health"})
 """Root fields without data; whether introspection is allowed at all is the document cache's setting."""
+
+
+Charge: TypeAlias = Callable[[int], Awaitable[Answer | None]]
 
 
 class GraphQLRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +37,10 @@ class GraphQLRequest(msgspec.Struct, frozen=True, kw_only=True):
     principal: Principal
     trace_id: str
     correlation_id: str
+    address: str | None = None
+    """The client's address, for the audit log."""
+    charge: Charge | None = None
+    """Takes further units of the rate limit; the refusal when there are not that many."""
     graphql_response: bool = False
     """Whether the client asked for `application/graphql-response+json`."""
     idempotency_key: str | None = None
@@ -61,6 +69,7 @@ class GraphQLEndpoint:
         kind: Literal["CommandError", "QueryError"],
         documents: DocumentCache,
         access: AccessPolicy,
+        auditor: Auditor,
         commands: CommandHandler | None = None,
         queries: QueryRunner | None = None,
     ) -> None:
@@ -68,6 +77,8 @@ class GraphQLEndpoint:
         self._kind = kind
         self._documents = documents
         self._access = access
+        self._auditor = auditor
+        self._api = "command" if kind == "CommandError" else "query"
         self._commands = commands
         self._queries = queries
         self._decode = msgspec.json.Decoder(_Body).decode
@@ -84,6 +95,7 @@ class GraphQLEndpoint:
             errors = check_variables(self.schema, operation.node, variables)
             if errors:
                 raise _Refused(self._problem(request, 422, "INVALID_VARIABLES", "variables do not fit", fields=errors))
+            await self._charge(request, operation, variables)
         except _Refused as refused:
             return refused.answer
         result = execute(
@@ -132,6 +144,7 @@ class GraphQLEndpoint:
     def _check_access(self, request: GraphQLRequest, operation: Operation) -> None:
         for name in operation.root_fields:
             if name not in _OPEN_FIELDS and not self._access.allows(request.principal, name):
+                self._auditor.note(self._denied(request, operation=name, code="ROLES"))
                 raise _Refused(
                     self._problem(
                         request,
@@ -142,6 +155,30 @@ class GraphQLEndpoint:
                         headers=((b"www-authenticate", b'Bearer realm="kiseki", error="insufficient_scope"'),),
                     )
                 )
+
+    async def _charge(self, request: GraphQLRequest, operation: Operation, variables: Mapping[str, Any]) -> None:
+        """Takes what the document costs beyond the unit that every request has paid."""
+        if request.charge is None:
+            return
+        further = cost_of(operation.field_nodes, variables) - 1
+        if further > 0:
+            refusal = await request.charge(further)
+            if refusal is not None:
+                raise _Refused(refusal)
+
+    def _denied(self, request: GraphQLRequest, **about: Any) -> AuditEvent:
+        who = request.principal
+        return AuditEvent(
+            kind="access.denied",
+            outcome="refused",
+            actor=who.actor,
+            issuer=who.issuer,
+            subject=who.subject,
+            address=request.address,
+            api=self._api,
+            trace_id=request.trace_id,
+            **about,
+        )
 
     def _context(self, request: GraphQLRequest, operation: Operation) -> RequestContext:
         key = request.idempotency_key
@@ -173,6 +210,9 @@ class GraphQLEndpoint:
                 ) from problem
         return RequestContext(
             principal=request.principal,
+            access=self._access,
+            auditor=self._auditor,
+            denied=self._denied(request),
             correlation_id=request.correlation_id,
             token=token,
             idempotency_key=key,

@@ -13,6 +13,7 @@ from typing import Any, Final
 from graphql import GraphQLError
 
 from kiseki.command.errors import CommandConflict, IdempotencyInFlight, IdempotencyMismatch
+from kiseki.graphql.context import Forbidden
 from kiseki.journal.port import CommitTooLarge
 from kiseki.kernel.decider import Rejected
 from kiseki.kernel.errors import KisekiError, Unavailable
@@ -27,6 +28,7 @@ _TOLD: Final = (
     Rejected,
     CommandConflict,
     CommitTooLarge,
+    Forbidden,
     IdempotencyInFlight,
     IdempotencyMismatch,
     Stale,

@@ -77,15 +77,15 @@ def check_document(document: DocumentNode, limits: DocumentLimits) -> None:
             raise LimitExceeded("TOO_MANY_ROOT_FIELDS", f"an operation has more than {limits.root_fields} root fields")
 
 
-def root_fields(operation: OperationDefinitionNode, document: DocumentNode) -> Iterator[str]:
-    """The names of an operation's root fields, fragments included, whatever `@skip` and `@include` say."""
+def root_fields(operation: OperationDefinitionNode, document: DocumentNode) -> Iterator[FieldNode]:
+    """An operation's root fields, fragments included, whatever `@skip` and `@include` say."""
     fragments = _fragments(document)
     seen: set[str] = set()
     open_sets = [operation.selection_set]
     while open_sets:
         for selection in open_sets.pop().selections:
             if isinstance(selection, FieldNode):
-                yield selection.name.value
+                yield selection
             elif isinstance(selection, InlineFragmentNode):
                 open_sets.append(selection.selection_set)
             elif isinstance(selection, FragmentSpreadNode) and selection.name.value not in seen:

@@ -102,7 +102,11 @@ class AccessPolicy(Protocol):
     """Says what a principal may do. What no rule allows is denied."""
 
     def allows(self, principal: Principal, operation: str) -> bool:
-        """Whether the principal's roles allow the command or query of this name."""
+        """Whether the principal's roles allow the command or query of this name, on some object at least."""
+        ...
+
+    def allows_on(self, principal: Principal, operation: str, given: object) -> bool:
+        """Whether they allow it on the objects that this command, or these arguments of a query, name."""
         ...
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Row, Select
 
+from kiseki.kernel.access import Allow, allow_of
 from kiseki.kernel.errors import DefinitionError
 from kiseki.kernel.record import Record
 from kiseki.projection.projection import Projection
@@ -48,7 +49,8 @@ class Query:
 
     The handler is `async def handler(arguments: MyArguments, read: ReadModel) -> MyView | None` (or a tuple of
     views, or a plain value); its annotations give the GraphQL arguments and type. `reads` are the projections whose
-    tables it uses, which a consistency token waits for. `roles` are the roles that may ask.
+    tables it uses, which a consistency token waits for. `roles` are the roles that may ask, or an Allow that also knows
+    whose object it is about.
 
     Raises DefinitionError when the parts don't fit.
     """
@@ -59,7 +61,7 @@ class Query:
         handler: Callable[[A, ReadModel], Awaitable[object]],
         *,
         reads: Sequence[Projection],
-        roles: Collection[str],
+        roles: Allow | Collection[str],
     ) -> None:
         if not _NAME.fullmatch(name):
             raise DefinitionError(f"query {name!r}: a name is camelCase letters and digits")
@@ -67,15 +69,11 @@ class Query:
             raise DefinitionError(f"query {name}: name the projections it reads")
         if len(reads) > _MAX_READS:
             raise DefinitionError(f"query {name}: it can read at most {_MAX_READS} projections, not {len(reads)}")
-        if not roles or isinstance(roles, str):
-            raise DefinitionError(
-                f"query {name}: name the roles that may ask, as a set; without any it is denied to all"
-            )
         self.name = name
         self.handler: Callable[[Any, ReadModel], Awaitable[object]] = handler
         self.reads = tuple(reads)
-        self.roles = frozenset(roles)
         self.arguments_type, self.result_type = _signature(name, handler)
+        self.allow = allow_of(roles, f"query {name}", self.arguments_type)
 
     def __repr__(self) -> str:
         return f"Query({self.name!r})"

@@ -20,6 +20,7 @@ from kiseki.graphql.documents import DocumentCache
 from kiseki.graphql.endpoint import GraphQLEndpoint
 from kiseki.graphql.limits import DocumentLimits
 from kiseki.graphql.schema import command_schema, query_schema, sdl
+from kiseki.kernel.audit import NoAudit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock, Identity, IdSource, Telemetry
@@ -100,7 +101,7 @@ async def compose(
     if parts.query:
         apis.append(composer.query_api(updater))
     # The development user may do all that the application knows roles for; nobody else exists in this profile.
-    roles = frozenset({"user", "admin"}).union(*application.access.roles.values())
+    roles = frozenset({"user", "admin"}) | application.access.roles
     return Components(
         apis=apis,
         identity=DevelopmentIdentity(actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles),
@@ -225,6 +226,7 @@ class _Composer:
             kind="CommandError",
             documents=DocumentCache(schema, limits=self._limits(), introspection=self._settings.development),
             access=self._application.access,
+            auditor=NoAudit(),
             commands=handler,
         )
         return ServedApi(name="command", endpoint=endpoint, sdl=sdl(schema))
@@ -248,6 +250,7 @@ class _Composer:
             kind="QueryError",
             documents=DocumentCache(schema, limits=self._limits(), introspection=self._settings.development),
             access=self._application.access,
+            auditor=NoAudit(),
             queries=Queries(database=database, waiter=waiter, telemetry=self._metrics, clock=self._clock),
         )
         return ServedApi(name="query", endpoint=endpoint, sdl=sdl(schema))

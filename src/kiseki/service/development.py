@@ -25,7 +25,7 @@ class DevelopmentIdentity:
     """Implements the Identity port: requests from loopback are the development user, with every role asked for."""
 
     def __init__(self, *, actor: str, roles: frozenset[str]) -> None:
-        self._principal = Principal(subject=DEVELOPMENT_SUBJECT, actor=actor, roles=roles)
+        self._principal = Principal(subject=DEVELOPMENT_SUBJECT, actor=actor, roles=roles, user_id=DEVELOPMENT_SUBJECT)
 
     async def identify(self, credentials: Credentials) -> Principal:
         """The development user. Raises Unauthenticated for a request that brings credentials (there is nothing to check

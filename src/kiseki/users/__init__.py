@@ -3,8 +3,8 @@
 Written only against `import kiseki`, like any context outside.
 """
 
-from kiseki import Application, Context
-from kiseki.users.read_model import queries, user_accounts
+from kiseki import Allow, Application, Context
+from kiseki.users.read_model import get_user_accounts_query, queries, user_accounts
 from kiseki.users.user_account import (
     CreateUserAccount,
     DeleteUserAccount,
@@ -15,6 +15,9 @@ from kiseki.users.user_account import (
 
 __all__ = ["app", "users"]
 
+OWN_OR_ADMIN = Allow({"admin"}, owner={"user"})
+"""A person decides on their own account, an administrator on every one."""
+
 users = Context(
     "users",
     deciders=[user_account],
@@ -22,10 +25,11 @@ users = Context(
     queries=queries,
     access={
         CreateUserAccount: {"user", "admin"},
-        RenameUserAccount: {"user", "admin"},
-        DeleteUserAccount: {"user", "admin"},
-        EraseUserAccount: {"user", "admin"},
+        RenameUserAccount: OWN_OR_ADMIN,
+        DeleteUserAccount: OWN_OR_ADMIN,
+        EraseUserAccount: OWN_OR_ADMIN,
     },
+    admin={"users": get_user_accounts_query},
 )
 
 app = Application(contexts=[users])

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from kiseki import (
+    Allow,
     Arguments,
     Change,
     EventMetadata,
@@ -46,8 +47,6 @@ from kiseki.users.user_account import (
     UserAccountEvent,
     UserAccountRenamed,
 )
-
-READERS = frozenset({"user", "admin"})
 
 accounts = Table(
     "accounts",
@@ -219,9 +218,21 @@ def _view(row: Row[Any]) -> UserAccount:
     )
 
 
+ADMIN = Allow({"admin"})
+get_user_accounts_query = Query("getUserAccounts", get_user_accounts, reads=[user_accounts], roles=ADMIN)
 queries = [
-    Query("getUserAccount", get_user_account, reads=[user_accounts], roles=READERS),
-    Query("getUserAccounts", get_user_accounts, reads=[user_accounts], roles=READERS),
-    Query("getUserAccountsByIds", get_user_accounts_by_ids, reads=[user_accounts], roles=READERS),
-    Query("searchUserAccounts", search_user_accounts, reads=[user_accounts], roles=READERS),
+    Query(
+        "getUserAccount",
+        get_user_account,
+        reads=[user_accounts],
+        roles=Allow({"admin"}, owner={"user"}, of="user_account_id"),
+    ),
+    get_user_accounts_query,
+    Query(
+        "getUserAccountsByIds",
+        get_user_accounts_by_ids,
+        reads=[user_accounts],
+        roles=Allow({"admin"}, owner={"user"}, of="user_account_ids"),
+    ),
+    Query("searchUserAccounts", search_user_accounts, reads=[user_accounts], roles=ADMIN),
 ]

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table
 
 from kiseki import (
+    Allow,
     Application,
     Arguments,
     Command,
@@ -97,13 +98,13 @@ def test_a_whole_application_fits() -> None:
     )
     app = Application([context])
     assert list(app.commands) == ["open"]
-    assert app.access.roles == {"open": frozenset({"user"}), "boxes": frozenset({"user"})}
+    assert app.access.rules == {"open": Allow({"user"}), "boxes": Allow({"user"})}
 
 
 def test_a_command_without_an_access_rule_is_an_error_not_an_open_door() -> None:
     with pytest.raises(DefinitionError, match="no roles for Open"):
         Context("boxes", deciders=[box()], access={})
-    with pytest.raises(DefinitionError, match="set of role names"):
+    with pytest.raises(DefinitionError, match="access of Open: roles are a set"):
         Context("boxes", deciders=[box()], access={Open: "user"})
     with pytest.raises(DefinitionError, match="name the roles"):
         Query("boxes", ask, reads=[boxes()], roles=set())

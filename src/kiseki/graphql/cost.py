@@ -1,0 +1,58 @@
+"""What a document costs in units of the rate limit: one for each root field, aliases counted, and more for large pages.
+
+Used by the endpoint, after the document and its variables were found valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from graphql import ArgumentNode, FieldNode, IntValueNode, ListValueNode, ObjectValueNode, ValueNode, VariableNode
+
+__all__ = ["ITEMS_FOR_ONE", "cost_of"]
+
+ITEMS_FOR_ONE: Final = 100
+"""Items that are asked for in one field without costing more."""
+_PAGE: Final = "first"
+
+
+def cost_of(fields: Iterable[FieldNode], variables: Mapping[str, Any]) -> int:
+    """The units of an operation's root fields: of each one, and one more for every further hundred items that it asks
+    for, by a list in its arguments or by the size of a page."""
+    return sum(1 + max(0, _items(field, variables) - 1) // ITEMS_FOR_ONE for field in fields)
+
+
+def _items(field: FieldNode, variables: Mapping[str, Any]) -> int:
+    return max((_asked(argument, variables) for argument in field.arguments or ()), default=0)
+
+
+def _asked(argument: ArgumentNode, variables: Mapping[str, Any]) -> int:
+    value: Any = argument.value
+    if isinstance(value, VariableNode):
+        given = variables.get(value.name.value)
+        if argument.name.value == _PAGE:
+            return given if isinstance(given, int) else 0
+        return _length(given)
+    if argument.name.value == _PAGE:
+        return int(value.value) if isinstance(value, IntValueNode) else 0
+    return _literal_length(value, variables)
+
+
+def _length(given: Any) -> int:
+    """The items of all lists in a value."""
+    if isinstance(given, list):
+        return len(given) + sum(_length(item) for item in given if isinstance(item, list | dict))
+    if isinstance(given, dict):
+        return sum(_length(item) for item in given.values())
+    return 0
+
+
+def _literal_length(value: ValueNode, variables: Mapping[str, Any]) -> int:
+    if isinstance(value, VariableNode):
+        return _length(variables.get(value.name.value))
+    if isinstance(value, ListValueNode):
+        return len(value.values) + sum(_literal_length(item, variables) for item in value.values)
+    if isinstance(value, ObjectValueNode):
+        return sum(_literal_length(field.value, variables) for field in value.fields)
+    return 0
