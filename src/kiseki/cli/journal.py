@@ -14,7 +14,7 @@ import msgspec
 
 from kiseki.application.system import SystemClock
 from kiseki.cli.output import people_table, print_table, progress_bar
-from kiseki.journal.port import START, RecordedEvent
+from kiseki.journal.port import RecordedEvent
 from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.journal.verify import VerifyReport
 from kiseki.journal.verify import verify as walk
@@ -108,7 +108,7 @@ async def _events(settings: Settings, stream: str) -> list[RecordedEvent]:
 
 async def _verify(settings: Settings) -> tuple[VerifyReport, tuple[str, ...]]:
     async with open_journal(settings, clock=SystemClock(), telemetry=NoTelemetry()) as journal:
-        total = (await journal.lag(START)).commits
+        total = (await journal.lag(await journal.beginning())).commits
         with progress_bar("verifying", total) as advance_to:
             report = await walk(journal, advance_to)
         # Only an embedded store has a file of its own to look at.

@@ -20,7 +20,6 @@ from kiseki.application.system import SystemClock
 from kiseki.cli.applications import load_application
 from kiseki.cli.journal import settings_of
 from kiseki.cli.output import people_table, print_table, progress_bar
-from kiseki.journal.port import START
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.projection.port import BuildState, ParkedStream, Request
@@ -150,7 +149,7 @@ async def _rebuild(application: Application, projection: Projection, settings: S
     """None when the new build is live, else why it is not."""
     builds = stores.read_models.builds
     request = await request_rebuild(builds, projection)
-    total = (await stores.journal.lag(START)).commits
+    total = (await stores.journal.lag(await stores.journal.beginning())).commits
     with progress_bar(f"building {projection.name}", total) as advance_to:
         showing = asyncio.create_task(_show(stores, projection, total, advance_to))
         try:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from kiseki.journal.format import checksum, decode_commit, encode_commit
 from kiseki.journal.port import (
+    START,
     ClaimChange,
     ClaimTaken,
     Commit,
@@ -184,6 +185,11 @@ class MemoryJournal:
         """As the contract says."""
         self._refuse_when_closed()
         return self._unexpired(key)
+
+    async def beginning(self) -> Position:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        return START
 
     async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """As `TransferableJournal` says."""

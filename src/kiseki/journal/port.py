@@ -198,8 +198,8 @@ class Lag(msgspec.Struct, frozen=True):
     oldest: datetime | None
     """When the oldest commit after the position was made (UTC); None when there is none."""
     exact: bool = True
-    """Whether `commits` was counted up to the end of the feed. Else it is an estimate, for showing progress: the feed
-    may give more or fewer, and a 0 does not say that the position is at the end."""
+    """Whether no more than `commits` follow, as far as the store showed it during the call; so 0 is the end. Else it is
+    an estimate, for showing progress: the feed may give more, and 0 says nothing."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from kiseki.journal.port import START, Commit, CorruptJournal, FeedPage, Journal, Position
+from kiseki.journal.port import Commit, CorruptJournal, FeedPage, Position
+from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.kernel.streams import STREAM
 
 __all__ = ["VerifyReport", "verify"]
@@ -52,7 +53,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.complete and self.problems_found == 0
 
 
-async def verify(journal: Journal, progress: Callable[[int], None]) -> VerifyReport:
+async def verify(journal: TransferableJournal, progress: Callable[[int], None]) -> VerifyReport:
     """Reads every commit: checksums, streams without gaps or overlaps, no commit written twice.
 
     `progress` is told after every page how many commits were seen. Notes about streams are kept in a temporary file, so
@@ -60,7 +61,7 @@ async def verify(journal: Journal, progress: Callable[[int], None]) -> VerifyRep
     """
     walk = _Walk(journal)
     try:
-        position, complete, limit = START, True, _PAGE_COMMITS
+        position, complete, limit = await journal.beginning(), True, _PAGE_COMMITS
         while True:
             try:
                 page: FeedPage = await journal.feed(position, limit=limit)
@@ -84,7 +85,7 @@ async def verify(journal: Journal, progress: Callable[[int], None]) -> VerifyRep
 class _Walk:
     """What was seen so far."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: TransferableJournal) -> None:
         self._journal = journal
         self._problems: list[str] = []
         self._problems_found = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kiseki.journal.port import START, Journal
+from kiseki.journal.port import START, Journal, Position
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock
 from kiseki.projection.port import (
@@ -94,14 +94,15 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def audit_projection(
-    *, journal: Journal, builds: BuildCatalog, name: BuildName, subscription: Subscription
+    *, journal: Journal, builds: BuildCatalog, name: BuildName, subscription: Subscription, begin: Position = START
 ) -> Audit:
     """Reads the whole feed and compares. For tests, and after a restore; it costs what reading the journal costs.
 
-    Raises BuildMissing, CorruptJournal, Unavailable.
+    `begin` is where that begins: the journal's `beginning`, where the end of its feed can't be told for
+    sure. Raises BuildMissing, CorruptJournal, Unavailable.
     """
     last: dict[str, int] = {}
-    position = START
+    position = begin
     while (page := await journal.feed(position)).commits:
         position = page.position
         for commit in page.commits:

@@ -18,6 +18,9 @@ from kiseki.testing.journal_conformance import encoded, metadata
 from tests.integration.journal.sqlite_parts import Groups, RealClock
 from tests.servers.emulator import REGION
 
+PAUSE = 0.01
+"""Between looks at what seems to be the end of a shard; the emulator has no parts of a shard that are empty."""
+
 _numbers = itertools.count(1)
 
 
@@ -44,6 +47,7 @@ async def opened(
     address: DynamoDbAddress, groups: Groups | None = None, **options: Any
 ) -> AsyncIterator[DynamoDbJournal]:
     options.setdefault("clock", RealClock())
+    options.setdefault("pause", PAUSE)
     journal = await DynamoDbJournal.open(address, telemetry=groups or Groups(), **options)
     try:
         yield journal

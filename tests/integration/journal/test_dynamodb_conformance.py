@@ -15,6 +15,7 @@ from kiseki.kernel.ports import Clock
 from kiseki.testing.journal_conformance import JournalConformance, JournalStore
 from kiseki.testing.journal_machine import OpenJournal, journal_machine
 from tests.integration.journal.dynamodb_parts import (
+    PAUSE,
     Gate,
     TamperedClient,
     emulator_credentials,
@@ -36,10 +37,10 @@ class TestDynamoDbJournal(JournalConformance):
         self.address = await new_tables(aws_endpoint)
 
     async def open_journal(self, clock: Clock) -> JournalStore:
-        return await DynamoDbJournal.open(self.address, clock=clock, telemetry=Groups())
+        return await DynamoDbJournal.open(self.address, clock=clock, telemetry=Groups(), pause=PAUSE)
 
     async def open_other_life(self, clock: Clock) -> JournalStore:
-        return await DynamoDbJournal.open(await new_tables(self.endpoint), clock=clock, telemetry=Groups())
+        return await DynamoDbJournal.open(await new_tables(self.endpoint), clock=clock, telemetry=Groups(), pause=PAUSE)
 
     async def begin_slow_append(
         self, journal: JournalStore, stream: str, events: Sequence[EncodedEvent], about: CommitMetadata
@@ -48,7 +49,9 @@ class TestDynamoDbJournal(JournalConformance):
         client = TamperedClient(self.address)
         gate = Gate(lambda operation, request: operation == "PutItem")
         client.before = gate
-        slow = await DynamoDbJournal.open(self.address, clock=RealClock(), telemetry=Groups(), client=client)
+        slow = await DynamoDbJournal.open(
+            self.address, clock=RealClock(), telemetry=Groups(), client=client, pause=PAUSE
+        )
         append = asyncio.ensure_future(slow.append(stream, 0, events, metadata=about))
         await gate.reached.wait()
 
@@ -66,7 +69,7 @@ def _new_store(endpoint: str) -> OpenJournal:
 
     async def open_journal(clock: Clock) -> JournalStore:
         await DynamoDbJournal.migrate(address)
-        return await DynamoDbJournal.open(address, clock=clock, telemetry=Groups())
+        return await DynamoDbJournal.open(address, clock=clock, telemetry=Groups(), pause=PAUSE)
 
     return open_journal
 

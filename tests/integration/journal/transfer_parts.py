@@ -21,7 +21,7 @@ from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.kernel.ports import Clock
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import SetClock, claim, claimed, encoded, idempotency, metadata
-from tests.integration.journal.dynamodb_parts import new_tables
+from tests.integration.journal.dynamodb_parts import PAUSE, new_tables
 from tests.integration.journal.postgres_parts import new_journal
 
 STORES = ("memory", "sqlite", "postgres", "dynamodb")
@@ -59,7 +59,9 @@ async def postgres(url: str) -> AsyncIterator[TransferableJournal]:
 
 @asynccontextmanager
 async def dynamodb(endpoint: str) -> AsyncIterator[TransferableJournal]:
-    journal = await DynamoDbJournal.open(await new_tables(endpoint), clock=SetClock(), telemetry=NoTelemetry())
+    journal = await DynamoDbJournal.open(
+        await new_tables(endpoint), clock=SetClock(), telemetry=NoTelemetry(), pause=PAUSE
+    )
     try:
         yield journal
     finally:

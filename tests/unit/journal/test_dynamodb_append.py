@@ -87,6 +87,7 @@ async def append(script: Script, *, after: int = 0, groups: Groups | None = None
         clock=SetClock(),
         telemetry=groups or Groups(),
         client=script,  # type: ignore[arg-type]
+        aws_time=SetClock().now,
     )
     return await journal.append("Thing-1", after, [encoded("a")], metadata=metadata("A"), **rest)
 

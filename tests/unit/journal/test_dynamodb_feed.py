@@ -20,10 +20,14 @@ from hypothesis import strategies as st
 
 from kiseki.clients.dynamodb import ConditionFailed, DynamoDbAddress, DynamoDbRefused, DynamoDbUnavailable
 from kiseki.clients.errors import NotMigrated
+from kiseki.journal.dynamodb import feed as dynamodb_feed
 from kiseki.journal.dynamodb.changes import ChangeStream
 from kiseki.journal.dynamodb.items import commit_item, document_bytes
 from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import START, Commit, CorruptJournal, JournalUnavailable, Position
+from kiseki.journal.transfer.notes import TransferNotes
+from kiseki.journal.transfer.walk import JournalWalk
+from kiseki.journal.verify import verify
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.testing.journal_conformance import SetClock, encoded, metadata, whole_feed
 
@@ -63,6 +67,8 @@ class FakeDynamoDb:
         """Records in one answer at most."""
         self.holes = 0
         """Empty answers of a new iterator at most."""
+        self.gap = 0
+        """Empty answers between two records of one shard that were written hours apart."""
         self.index_lag = timedelta(0)
         self.scans_as_text = False
         """Whether a scan gives the items of a stream in another order than theirs."""
@@ -130,6 +136,8 @@ class FakeDynamoDb:
     def _query(self, request: Mapping[str, Any]) -> dict[str, Any]:
         values = request["ExpressionAttributeValues"]
         if "IndexName" in request:
+            if not self._describe_table({})["Table"]["GlobalSecondaryIndexes"]:
+                raise DynamoDbRefused("no such index", kind="ValidationException")
             rows = [
                 (item["committed-at-id"]["S"], key)
                 for key, item in self.items.items()
@@ -233,8 +241,13 @@ class FakeDynamoDb:
             raise DynamoDbRefused("trimmed", kind="TrimmedDataAccessException")
         if holes:
             return {"Records": [], "NextShardIterator": self._iterator(shard, place, holes - 1)}
-        records = [record for _, record in shard.records[place - shard.trimmed :]][: min(request["Limit"], self.page)]
+        left = shard.records[place - shard.trimmed :]
+        near = [at - left[0][0] < timedelta(hours=1) for at, _ in left]
+        far = near.index(False) if self.gap and False in near else len(left)
+        records = [record for _, record in left[:far]][: min(request["Limit"], self.page)]
         place += len(records)
+        if len(records) == far < len(left):
+            return {"Records": records, "NextShardIterator": self._iterator(shard, place, self.gap)}
         if shard.closed_at is not None and place == shard.trimmed + len(shard.records):
             return {"Records": records}
         return {"Records": records, "NextShardIterator": self._iterator(shard, place, 0)}
@@ -247,7 +260,7 @@ async def opened(fake: FakeDynamoDb, **options: Any) -> DynamoDbJournal:
         telemetry=NoTelemetry(),
         client=fake,  # type: ignore[arg-type]
         aws_time=lambda: fake.time,
-        **{"shared": 0.0, **options},
+        **{"shared": 0.0, "pause": 0.0, **options},
     )
 
 
@@ -294,6 +307,11 @@ class Follower:
     async def to_the_end(self) -> None:
         while await self.step(100):
             pass
+
+    @property
+    def phase(self) -> str:
+        (found,) = re.findall('"phase":"([a-z]+)"', self.position)
+        return str(found)
 
 
 _streams = st.integers(0, 5).map(lambda n: f"Thing-{n}")
@@ -388,7 +406,7 @@ async def test_followers_share_what_was_read() -> None:
     followers = [Follower(writer.journal) for _ in range(10)]
     await asyncio.gather(*(follower.to_the_end() for follower in followers))
     assert [follower.seen for follower in followers] == [50] * 10
-    assert fake.calls["GetRecords"] <= 7
+    assert fake.calls["GetRecords"] <= 11
     reads = fake.calls["GetRecords"]
     await asyncio.gather(*(follower.step(10) for follower in followers))
     assert fake.calls["GetRecords"] == reads  # that there is nothing is known too
@@ -403,7 +421,7 @@ async def test_what_is_kept_in_memory_is_bounded_and_nothing_is_lost_by_it() -> 
     writer = Writer(fake, await opened(fake))
     fake.page = 10
     await writer.write_many(300)
-    stream = ChangeStream(fake, shared=0.0, grown=lambda: None, kept_bytes=20_000)  # type: ignore[arg-type]
+    stream = ChangeStream(fake, shared=0.0, pause=0.0, grown=lambda: None, kept_bytes=20_000)  # type: ignore[arg-type]
     seen: list[int] = []
     for pace in (7, 3):
         cursor: str | None = None
@@ -672,7 +690,7 @@ async def test_a_table_that_was_made_anew_is_read_from_its_start() -> None:
     fake.life = fake.stream_made = BEGIN + timedelta(hours=1)
     await writer.journal.close()
     fake.write_record(("none", 1), None)
-    stream = ChangeStream(fake, shared=0.0, grown=lambda: None)  # type: ignore[arg-type]
+    stream = ChangeStream(fake, shared=0.0, pause=0.0, grown=lambda: None)  # type: ignore[arg-type]
     assert (await stream.after("shard-0000", None, 10)).changes
     fake.life = fake.stream_made = BEGIN + timedelta(hours=2)
     fake.shards[0].records.clear()
@@ -787,3 +805,248 @@ async def test_heads_are_those_since_a_moment() -> None:
         for stream, number in page.items():
             found[stream] = max(found[stream], number)
     assert found == {"Thing-1": 2, "Thing-2": 1}
+
+
+async def test_an_import_is_found_in_the_index_where_it_was_written() -> None:
+    """Imported commits keep the time at which they were made. Whoever was there before and away after lacks none."""
+    fake = FakeDynamoDb()
+    journal = await opened(fake)
+    writer = Writer(fake, journal)
+    newcomer, regular = Follower(journal), Follower(journal)
+    await newcomer.to_the_end()
+    await writer.write_many(5)
+    await regular.to_the_end()
+    assert "cursors" in regular.position
+    for n in range(50):
+        await writer.write(f"Moved-{n % 5}", skew=timedelta(days=-300).total_seconds())
+        await writer.write(f"Early-{n % 5}", skew=timedelta(days=300).total_seconds())
+    fake.time += timedelta(hours=25)
+    await writer.write("Thing-9")
+    for follower in (newcomer, regular):
+        follower.journal = await opened(fake)
+        phases = set()
+        while await follower.step(10):
+            phases.add(follower.phase)
+        assert (phases, follower.last) == ({"index", "stream"}, writer.last)
+    assert fake.calls["Scan"] == 0
+
+
+async def test_an_import_in_the_middle_of_a_stream_keeps_its_order_in_the_index() -> None:
+    """Of one stream some commits stand where they were made, others where they were written."""
+    fake = FakeDynamoDb()
+    journal = await opened(fake)
+    writer, follower = Writer(fake, journal), Follower(journal)
+    await follower.to_the_end()
+    for n in range(60):
+        await writer.write(f"Thing-{n % 2}", skew=-(290.0, 310.0, 86_400.0, 0.0)[n % 4])
+        fake.time += timedelta(seconds=20)
+    fake.time += timedelta(hours=25)
+    while await follower.step(3):
+        pass
+    assert follower.last == writer.last
+
+
+async def test_what_was_imported_is_among_the_heads_since_then() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    fake.time += timedelta(hours=5)
+    await writer.write("Thing-1", skew=timedelta(days=-300).total_seconds())
+    pages = [page async for page in writer.journal.heads(fake.time - timedelta(minutes=5))]
+    assert pages == [{"Thing-1": 1}]
+
+
+async def test_an_import_that_is_tried_again_later_knows_its_own_commit() -> None:
+    fake = FakeDynamoDb()
+    journal = await opened(fake)
+    about = metadata("A", at=BEGIN - timedelta(days=300))
+    first = await journal.append("Thing-1", 0, [encoded("a")], metadata=about)
+    fake.time += timedelta(hours=1)
+    assert await (await opened(fake)).append("Thing-1", 0, [encoded("a")], metadata=about) == first
+    assert len(fake.items) == 1
+
+
+async def test_a_page_says_whether_the_feed_ended_there() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    empty = await writer.journal.feed(START)
+    assert (empty.commits, empty.at_end) == ((), True)
+    await writer.write_many(20)
+    page = await writer.journal.feed(START, limit=7)
+    assert page.at_end is False
+    page = await writer.journal.feed(page.position)
+    assert (len(page.commits), page.at_end) == (13, True)
+    assert (await writer.journal.feed(page.position)).at_end is True
+    # The scan and the index never end the feed, whatever they give last.
+    fake.time += timedelta(hours=30)
+    for position, operation in ((START, "Scan"), (page.position, "Query")):
+        calls = fake.calls[operation]
+        page = await writer.journal.feed(position)
+        assert (len(page.commits) > 0, page.at_end) == (True, False)
+        assert fake.calls[operation] > calls
+
+
+async def test_the_end_is_reached_while_others_write_all_the_time() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(20)
+    fake.time += timedelta(hours=1)
+    get = fake._get_records
+    written = 20
+
+    def get_and_write(request: Mapping[str, Any]) -> dict[str, Any]:
+        nonlocal written
+        answer = get(request)
+        commit = Commit(
+            stream=f"Other-{written}",
+            first_sequence_number=1,
+            metadata=metadata(f"{written}", at=fake.time),
+            events=(encoded("a"),),
+        )
+        fake._put_item({"Item": commit_item(commit, document_bytes(commit)).item})
+        written += 1
+        return answer
+
+    fake._get_records = get_and_write  # type: ignore[method-assign]
+    await writer.write("Thing-0")
+    page, pages = await writer.journal.feed(START, limit=10), 1
+    while not page.at_end:
+        assert page.commits
+        page, pages = await writer.journal.feed(page.position, limit=10), pages + 1
+        assert pages < 10
+    assert page.commits
+
+
+@pytest.mark.parametrize("gap", [1, 5, 9])
+async def test_a_part_of_a_shard_that_is_empty_is_not_its_end(gap: int) -> None:
+    fake = FakeDynamoDb()
+    fake.gap = gap
+    writer = Writer(fake, await opened(fake))
+    for _ in range(3):
+        await writer.write_many(5)
+        fake.time += timedelta(hours=3)
+    follower = Follower(await opened(fake))
+    while not (page := await follower.journal.feed(follower.position)).at_end:
+        follower.position, follower.seen = page.position, follower.seen + len(page.commits)
+    assert follower.seen + len(page.commits) == 15
+    lag = await (await opened(fake)).lag(START)
+    assert (lag.commits, lag.exact) == (15, True)
+    # Of whoever begins in the middle of it, too.
+    middle = (await (await opened(fake)).feed(START, limit=5)).position
+    assert len(await whole_feed(await opened(fake), middle)) == 10
+    await follower.to_the_end()
+    quiet = fake.calls["GetRecords"]
+    await follower.step(10)
+    assert fake.calls["GetRecords"] == quiet + 1  # where it was at the tip before, one look is enough
+
+
+async def test_a_shard_is_not_asked_more_often_than_dynamodb_answers() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(5)
+    loop = asyncio.get_running_loop()
+    asked: list[float] = []
+    get = fake._get_records
+
+    def get_timed(request: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append(loop.time())
+        return get(request)
+
+    fake._get_records = get_timed  # type: ignore[method-assign]
+    await Follower(await opened(fake, pause=0.02)).to_the_end()
+    spaces = [after - before for before, after in zip(asked[-6:], asked[-5:], strict=False)]
+    assert all(space >= 0.015 for space in spaces)
+
+
+async def test_what_was_found_does_not_wait_for_certainty_about_the_end() -> None:
+    fake = FakeDynamoDb()
+    fake.split(0)
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(5)
+    fake.time += timedelta(hours=1)
+    async with asyncio.timeout(30):
+        page = await (await opened(fake, pause=600.0)).feed(START)
+    assert (len(page.commits), page.at_end) == (5, False)
+    # With more looks, it is certain.
+    follower = Follower(await opened(fake))
+    pages = 0
+    while not (page := await follower.journal.feed(follower.position)).at_end:
+        follower.position, pages = page.position, pages + 1
+        assert pages < 10
+
+
+async def test_a_whole_walk_meets_all_of_a_journal_whose_stream_seems_to_end() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(30)
+    fake.holes = 1_000
+    fake.random = random.Random(1)  # the first iterator has many
+    assert not (await (await opened(fake)).feed(START)).commits
+    with TransferNotes() as notes:
+        walk = JournalWalk(await opened(fake), notes)
+        pages = [page async for page in walk.pages()]
+        assert sum(map(len, pages)) == 30
+        assert await walk.behind() == 0
+    report = await verify(await opened(fake), lambda commits: None)
+    assert (report.sound, report.commits) == (True, 30)
+
+
+async def test_a_whole_walk_meets_what_is_written_meanwhile() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(600)
+    with TransferNotes() as notes:
+        walk = JournalWalk(writer.journal, notes)
+        met = 0
+        async for page in walk.pages():
+            met += len(page)
+            if met < 700:
+                await writer.write_many(50, streams=10)
+        assert met == len(writer.commits)
+
+
+async def test_lag_says_whether_it_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(20)
+    journal = writer.journal
+    assert ((await journal.lag(START)).commits, (await journal.lag(START)).exact) == (20, True)
+    head = await journal.head()
+    assert ((await journal.lag(head)).commits, (await journal.lag(head)).exact) == (0, True)
+    monkeypatch.setattr(dynamodb_feed, "_COUNTED_AT_MOST", 10)
+    monkeypatch.setattr(dynamodb_feed, "_READ_AT_ONCE", 5)
+    assert (await journal.lag(START)).exact is False
+    fake.time += timedelta(hours=30)
+    for position in (START, head):
+        assert (await (await opened(fake)).lag(position)).exact is False
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+async def test_while_the_scan_goes_on_lag_is_not_under_what_it_will_give(
+    monkeypatch: pytest.MonkeyPatch, has_index: bool
+) -> None:
+    """A restored table does not know how many items it has, and counting ends somewhere."""
+    monkeypatch.setattr(dynamodb_feed, "_COUNTED_AT_MOST", 10)
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    await writer.write_many(60)
+    fake.time += timedelta(hours=30)
+    fake.table_extra = {"ItemCount": 0} | ({} if has_index else {"GlobalSecondaryIndexes": []})
+    follower = Follower(await opened(fake))
+    while follower.seen < 60:
+        lag = await follower.journal.lag(follower.position)
+        assert (lag.commits >= 60 - follower.seen, lag.exact) == (True, False)
+        await follower.step(20)
+
+
+async def test_while_the_index_is_read_lag_goes_down_with_it() -> None:
+    fake = FakeDynamoDb()
+    writer = Writer(fake, await opened(fake))
+    follower = Follower(writer.journal)
+    await follower.to_the_end()
+    await writer.write_many(200, streams=40)
+    fake.time += timedelta(hours=30)
+    lag = await follower.journal.lag(follower.position)
+    assert (lag.commits, lag.oldest, lag.exact) == (200, BEGIN, False)
+    while await follower.step(20):
+        lag = await follower.journal.lag(follower.position)
+        assert lag.commits == 200 - follower.seen

@@ -17,7 +17,7 @@ from kiseki.journal.dynamodb.items import (
     commit_item,
     commit_of,
     document_bytes,
-    index_key,
+    indexed_at,
     item_bytes,
     slice_of,
     timestamp,
@@ -85,8 +85,23 @@ def test_times_sort_as_text() -> None:
     assert texts == sorted(texts)
     assert len({len(text) for text in texts}) == 1
     assert timestamp(MOMENT.astimezone(timezone(timedelta(hours=9)))) == timestamp(MOMENT)
-    keys = [index_key(text, "c") for text in texts]
+    keys = [f"{text}#c" for text in texts]
     assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("later", "is_made_then"), [(0, True), (300, True), (-300, True), (301, False), (-301, False), (1e8, False)]
+)
+def test_what_was_written_long_after_it_was_made_is_indexed_where_it_was_written(
+    later: float, is_made_then: bool
+) -> None:
+    written_at = MOMENT + timedelta(seconds=later)
+    assert indexed_at(MOMENT, written_at) == (MOMENT if is_made_then else written_at)
+    one = commit()
+    item = commit_item(one, document_bytes(one), written_at=written_at).item
+    assert item["committed-at"] == {"S": timestamp(MOMENT)}
+    assert item["committed-at-id"]["S"].startswith(timestamp(MOMENT if is_made_then else written_at) + "#")
+    assert commit_of(item) == one
 
 
 @pytest.mark.parametrize("size", [1, 3_000, 5_000, 200_000])

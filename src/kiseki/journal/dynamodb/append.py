@@ -12,6 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -116,11 +117,8 @@ class Appender:
     ) -> Landed:
         """As `Journal.append` says, for a commit that is within the limits of all stores. Raises what that raises."""
         document = document_bytes(commit)
-        stored = (
-            commit_item(commit, document)
-            if len(document) < _IN_THREAD_FROM
-            else await asyncio.to_thread(commit_item, commit, document)
-        )
+        item = partial(commit_item, commit, document, written_at=self._aws_time())
+        stored = item() if len(document) < _IN_THREAD_FROM else await asyncio.to_thread(item)
         wish = _Wish(commit, stored, claim_actions(claims), idempotency)
         if len(wish.actions) + (idempotency is not None) >= _TRANSACTION_ITEMS:
             raise CommitTooLarge(

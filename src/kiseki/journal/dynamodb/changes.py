@@ -27,8 +27,10 @@ _SHORT_BYTES: Final = 800_000
 """An answer of less than this is not cut off at the megabyte that one answer may hold."""
 _RENEWED_AFTER: Final = 30.0
 _KEPT_BYTES: Final = 32_000_000
-_LOOKS_AT_FIRST: Final = 5
-"""Calls on a new iterator that find nothing: an iterator passes through parts of a shard that are empty."""
+_LOOKS_AT_ONCE: Final = 5
+_LOOKS: Final = 10
+"""Calls in a row that find nothing until an iterator counts as being at the tip. It passes through parts of a shard
+that are empty, and nothing but the end of a closed shard says whether something follows them."""
 _WINDOWS: Final = 16
 """Of one shard, for followers that are far apart."""
 _TRIMMED: Final = frozenset({"TrimmedDataAccessException", "ResourceNotFoundException"})
@@ -67,14 +69,18 @@ class ChangeStream:
         client: DynamoDbClient,
         *,
         shared: float,
+        pause: float,
         grown: Callable[[], None],
         kept_bytes: int = _KEPT_BYTES,
     ) -> None:
-        """That there is nothing new is believed for `shared` seconds, unless `expect` was called since. `grown` is
-        called when something new was found where there was nothing before."""
+        """That there is nothing new is believed for `shared` seconds, unless `expect` was called since. While it is not
+        known whether a shard goes on, it is looked at every `pause` seconds, after the first few times: DynamoDB
+        answers five calls a second for each shard. `grown` is called when something new was found where there was
+        nothing before."""
         self._client = client
         self._table = client.address.table("journal")
         self._shared = shared
+        self._pause = pause
         self._grown = grown
         self._kept_bytes = kept_bytes
         self._now = asyncio.get_running_loop().time
@@ -214,6 +220,8 @@ class ChangeStream:
             if window.calls != seen:
                 return
             was_at_tip = window.at_tip or window.latest
+            if not window.settled and window.vain >= _LOOKS_AT_ONCE:
+                await asyncio.sleep(window.looked_at + self._pause - self._now())
             looked_at = self._now()
             with explained():
                 try:
@@ -229,7 +237,7 @@ class ChangeStream:
             window.calls += 1
             window.looked_at = looked_at
             window.add(changes)
-            window.at_tip = not changes
+            window.at_tip = window.settled and not changes
             window.short = len(changes) < _RECORDS and sum(change.bytes for change in changes) < _SHORT_BYTES
         if window.ended:
             self._renewed_at = float("-inf")  # where it ended, its children begin
@@ -238,26 +246,30 @@ class ChangeStream:
             self._grown()
 
     async def _records(self, window: Window) -> list[Change]:
-        looks, looks_at_most = 0, 1
-        while looks < looks_at_most:
-            looks += 1
+        """What comes next; nothing at the tip, and where nothing was found so far."""
+        while True:
+            is_new = window.iterator is None
             if window.iterator is None:
                 window.iterator = await self._new_iterator(window)
-                looks_at_most = 1 if window.latest else looks + _LOOKS_AT_FIRST
+                window.settled, window.vain = window.latest, 0
             try:
                 request = {"ShardIterator": window.iterator, "Limit": _RECORDS}
                 answer = await self._client.call_streams("GetRecords", request)
             except DynamoDbRefused as problem:
-                if problem.kind != _EXPIRED or looks > 1:
+                if problem.kind != _EXPIRED or is_new:
                     raise
-                window.iterator, looks_at_most = None, looks + 1
+                window.iterator = None
                 continue
             window.iterator = answer.get("NextShardIterator")
             window.ended = window.iterator is None
             records = answer.get("Records", ())
             if records or window.ended:
+                window.vain = 0
                 return [Change(record) for record in records]
-        return []
+            window.vain += 1
+            window.settled |= window.vain >= _LOOKS
+            if window.settled or window.vain >= _LOOKS_AT_ONCE:
+                return []
 
     async def _new_iterator(self, window: Window) -> str:
         request = {"StreamArn": window.arn, "ShardId": window.shard}

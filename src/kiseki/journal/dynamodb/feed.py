@@ -1,8 +1,8 @@
 """The feed of the DynamoDB journal: every commit at least once, in order within a stream, none skipped.
 
 Used by the DynamoDB journal only. DynamoDB's stream of changes remembers 24 hours. Whoever starts at an older journal
-first scans the table, and whoever comes back later than that first reads the index by time; both then go on with the
-stream from as far back as it remembers, which gives some commits again. `position` says what a place holds.
+first scans the table, and whoever comes back later than that first reads the index by time of writing; both then go on
+with the stream from as far back as it remembers, which gives some commits again. `position` says what a place holds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INDEX_KEYS: Final = 100
 _NOTED_AFTER: Final = 3_600.0
 """Seconds without a commit after which a place that is at the end moves on in time all the same."""
 _INDEX_DELAY: Final = timedelta(hours=1)
-"""More than the index by time is ever behind the table. What is younger comes from the stream."""
+"""More than the index by time of writing is ever behind the table. What is younger comes from the stream."""
 _ALWAYS: Final = "0"
 """Before every time in text order."""
 
@@ -90,8 +90,8 @@ class Feed:
         remembered: timedelta,
         lookback: timedelta,
     ) -> None:
-        """`now` is AWS's time. What is younger than `remembered` is still in the stream. `lookback`: how far clocks of
-        writers, and the time between a decision and its commit, may be off."""
+        """`now` is AWS's time. What is younger than `remembered` is still in the stream. `lookback`: how far a commit's
+        time in the index may be before it was written, by the time between a decision and its commit and by clocks."""
         self._client = client
         self._table = client.address.table("journal")
         self._changes = changes
@@ -116,11 +116,20 @@ class Feed:
                 place = self._resumed(place, about)
                 continue
             else:
-                commits, place = await self._follow(place, limit)
+                commits, place, at_end = await self._follow(place, limit)
                 if not commits:
-                    return FeedPage((), after if place == begin and after else write_position(place))
+                    return FeedPage((), after if place == begin and after else write_position(place), at_end=True)
+                return FeedPage(tuple(commits), write_position(place), at_end=at_end)
             if commits:
-                return FeedPage(tuple(commits), write_position(place))
+                return FeedPage(tuple(commits), write_position(place), at_end=False)
+
+    async def beginning(self) -> Position:
+        """Where a walk begins that has to meet all of the journal, even if it is young: with the scan.
+
+        Where the stream ends can't be told for sure, and where the table ends can.
+        """
+        about, _ = await self._changes.about()
+        return write_position(self._whole(about))
 
     async def head(self) -> Position:
         """The place after the newest commit.
@@ -144,22 +153,43 @@ class Feed:
         return write_position(place)
 
     async def lag(self, after: Position) -> Lag:
-        """As `Journal.lag` says: exact up to 10,000 commits that the stream remembers, else about right."""
+        """As `Journal.lag` says: exact up to 10,000 commits that the stream remembers, else about right.
+
+        While the scan or the index is read, it is at least what was counted of what these, and then the stream, give.
+        """
         about, _ = await self._changes.about()
         place = read_position(after, about.life) or self._start(about)
+        if place.phase is Phase.STREAM and self._is_forgotten(place):
+            place = self._resumed(place, about)
+        if place.phase is Phase.STREAM:
+            return await self._stream_lag(place)
         if place.phase is Phase.HISTORY:
+            since, ahead = _ALWAYS, await self._scan_lag(place, about)
+        else:
+            since, until = place.since, self._until(place)
+            ahead = 0
+            if since < until:
+                ahead = await self._index.count(
+                    since, until, first=place.slice, key=place.key, at_most=_COUNTED_AT_MOST
+                )
+        # What the stream remembers comes after it, some of it once more.
+        following = await self._stream_lag(_followed(place))
+        oldest = following.oldest
+        if ahead and about.has_index:
+            oldest = await self._index.oldest(since)
+        return Lag(ahead + following.commits, oldest, exact=False)
+
+    async def _scan_lag(self, place: FeedPlace, about: StreamAbout) -> int:
+        """About how many commits the scan has still to give; not fewer than its next call sees."""
+        total = about.items
+        if about.has_index:
             counted = await self._index.count(_ALWAYS, at_most=_COUNTED_AT_MOST)
-            total = counted if counted <= _COUNTED_AT_MOST else max(counted, about.items)
-            # What the stream remembers comes once more after the scan, and with it what was written during the scan.
-            following = await self._stream_lag(FeedPlace(life=about.life, phase=Phase.STREAM, at=place.began))
-            behind = max(0, total - place.given) + following.commits
-            return Lag(behind, await self._index.oldest(_ALWAYS) if behind else None)
-        if place.phase is Phase.INDEX or self._is_forgotten(place):
-            since = place.since or self._since(place.at)
-            following = await self._stream_lag(FeedPlace(life=about.life, phase=Phase.STREAM, at=place.began))
-            behind = await self._index.count(since, at_most=_COUNTED_AT_MOST) + following.commits
-            return Lag(behind, await self._index.oldest(since) if behind else None)
-        return await self._stream_lag(place)
+            total = counted if counted <= _COUNTED_AT_MOST else max(counted, total)
+        # DynamoDB counts items every few hours, and those of a restored table not at once.
+        request = self._scan(place, _READ_AT_ONCE) | {"Select": "COUNT"}
+        with explained():
+            seen = int((await self._client.call("Scan", request)).get("Count", 0))
+        return max(total - place.given, seen)
 
     async def _stream_lag(self, place: FeedPlace) -> Lag:
         walk = await self._walk(place)
@@ -179,7 +209,7 @@ class Feed:
             # What comes after is as dense as what was counted.
             spent = max(1.0, last_created - first_created)
             count += int(count * max(0.0, self._now() - last_created) / spent)
-        return Lag(count, min(oldest.values(), default=None))
+        return Lag(count, min(oldest.values(), default=None), exact=walk.is_at_end)
 
     def _now(self) -> float:
         return self._time().timestamp()
@@ -188,6 +218,9 @@ class Feed:
         """Where the journal begins: in the stream, if that remembers all of it."""
         if about.is_whole and self._now() - about.made_at < self._remembered:
             return FeedPlace(life=about.life, phase=Phase.STREAM, at=about.made_at)
+        return self._whole(about)
+
+    def _whole(self, about: StreamAbout) -> FeedPlace:
         return FeedPlace(life=about.life, phase=Phase.HISTORY, at=about.made_at, began=self._now())
 
     def _is_forgotten(self, place: FeedPlace) -> bool:
@@ -196,6 +229,10 @@ class Feed:
 
     def _since(self, at: float) -> str:
         return timestamp(datetime.fromtimestamp(at, UTC) - self._lookback)
+
+    def _until(self, place: FeedPlace) -> str:
+        """Up to where the index phase reads the index."""
+        return timestamp(datetime.fromtimestamp(place.began, UTC) - _INDEX_DELAY)
 
     def _resumed(self, place: FeedPlace, about: StreamAbout) -> FeedPlace:
         """Where a place goes on that the stream has forgotten."""
@@ -212,22 +249,25 @@ class Feed:
 
     async def _history(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace]:
         """One page of the scan, which sees all from before it began."""
-        request: dict[str, Any] = {"TableName": self._table, "ConsistentRead": True, "Limit": limit}
-        if place.key:
-            request["ExclusiveStartKey"] = place.key
         with explained():
-            answer = await self._client.call("Scan", request)
+            answer = await self._client.call("Scan", self._scan(place, limit))
         scanned = [commit_of(item) for item in answer.get("Items", ()) if is_commit(item)]
         commits = await self._in_order(scanned, place)
         key: Mapping[str, Any] | None = answer.get("LastEvaluatedKey")
         if not key:
-            return commits, FeedPlace(life=place.life, phase=Phase.STREAM, at=place.began)
+            return commits, _followed(place)
         stream = place_of(key).stream
         reached = max([commit.last_sequence_number for commit in commits if commit.stream == stream], default=0)
         if reached == 0 and place.key is not None and place_of(place.key).stream == stream:
             reached = place.reached
         given = place.given + len(scanned)
         return commits, msgspec.structs.replace(place, key=dict(key), reached=reached, given=given)
+
+    def _scan(self, place: FeedPlace, limit: int) -> dict[str, Any]:
+        request: dict[str, Any] = {"TableName": self._table, "ConsistentRead": True, "Limit": limit}
+        if place.key:
+            request["ExclusiveStartKey"] = place.key
+        return request
 
     async def _in_order(self, scanned: Sequence[Commit], place: FeedPlace) -> list[Commit]:
         """The commits of a page of the scan.
@@ -256,7 +296,7 @@ class Feed:
 
     async def _by_time(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace]:
         """One page of the index, up to an hour before the phase began."""
-        until = timestamp(datetime.fromtimestamp(place.began, UTC) - _INDEX_DELAY)
+        until = self._until(place)
         if place.since >= until:
             return [], _followed(place)
         page = await self._index.page(place.slice, place.since, until, place.key, min(limit, _INDEX_KEYS))
@@ -266,17 +306,21 @@ class Feed:
             return list(page.commits), msgspec.structs.replace(place, key=None, slice=place.slice + 1)
         return list(page.commits), _followed(place)
 
-    async def _follow(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace]:
-        """One page of the stream, from all shards that can be read. It ends before a commit that can't be read."""
+    async def _follow(self, place: FeedPlace, limit: int) -> tuple[list[Commit], FeedPlace, bool]:
+        """One page of the stream, from all shards that can be read, and whether the stream ends there.
+
+        It ends before a commit that can't be read.
+        """
         walk = await self._walk(place)
         page = _Page(limit)
-        while not page.is_full and (found := await walk.ahead(page.room)):
+        # What was found does not wait for certainty about shards that seem to have nothing.
+        while not page.is_full and (found := await walk.ahead(page.room, waits=not page.commits)):
             for ahead in found:
                 await walk.passed(ahead, page.take(ahead.run.changes))
         moved = self._moved(place, walk)
         if walk.is_at_end and not page.commits and self._now() - moved.at > _NOTED_AFTER:
             moved = msgspec.structs.replace(moved, at=walk.began_at)
-        return page.commits, moved
+        return page.commits, moved, walk.is_at_end
 
     async def _walk(self, place: FeedPlace) -> Walk:
         self._walks += 1
@@ -291,6 +335,8 @@ def _by_place(commit: Commit) -> tuple[str, int]:
 
 
 def _followed(place: FeedPlace) -> FeedPlace:
-    """In the stream, which gives what the index was not asked for. Cursors that it has forgotten begin anew."""
+    """In the stream, which gives what the scan or the index did not. Cursors that it has forgotten begin anew."""
+    if place.phase is Phase.HISTORY:
+        return FeedPlace(life=place.life, phase=Phase.STREAM, at=place.began)
     at = place.began - _INDEX_DELAY.total_seconds()
     return FeedPlace(life=place.life, phase=Phase.STREAM, at=max(place.at, at), cursors=place.cursors)

@@ -1,7 +1,8 @@
-"""The index by time of the DynamoDB journal: what was committed since a moment, slice by slice.
+"""The index by time of writing of the DynamoDB journal: what was written since a moment, slice by slice.
 
 Used by the DynamoDB journal only: to come back after an outage that outlasted the stream, to measure, and to sweep.
-The index follows the table a little late and holds keys only; commits are read from the table, consistently.
+The index follows the table a little late and holds keys only; commits are read from the table, consistently. Its times
+are those of `indexed_at`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from typing import Any, Final, NamedTuple
 
 from kiseki.clients.dynamodb import DynamoDbClient
 from kiseki.journal.dynamodb.explain import explained
-from kiseki.journal.dynamodb.items import BY_SLICE, SLICES, Place, commit_of, place_of, text_of, timestamp
+from kiseki.journal.dynamodb.items import (
+    BY_SLICE,
+    INDEX_KEY,
+    SLICES,
+    Place,
+    commit_of,
+    place_of,
+    text_of,
+    timestamp,
+)
 from kiseki.journal.port import Commit, CorruptJournal
 
 __all__ = ["IndexPage", "TimeIndex"]
@@ -32,16 +42,17 @@ class IndexPage(NamedTuple):
 
 
 class TimeIndex:
-    """Reads the index by time of one table."""
+    """Reads the index by time of writing of one table."""
 
     def __init__(self, client: DynamoDbClient) -> None:
         self._client = client
         self._table = client.address.table("journal")
 
     async def page(self, number: int, since: str, until: str, key: Mapping[str, Any] | None, limit: int) -> IndexPage:
-        """Commits of a slice with `since` <= committed-at < `until`, from about `limit` keys of the index.
+        """Commits of a slice that were written from `since` to before `until`, from about `limit` keys of the index.
 
-        Clocks of writers differ, so a stream's commits may stand in the index in another order than their own. What a
+        Clocks of writers differ, and some commits stand where they were made while others of their stream stand where
+        they were written, so a stream's commits may stand in the index in another order than their own. What a
         commit of this page follows and a later page would give is given with it, in order. Raises CorruptJournal.
         """
         answer = await self._query(number, since, until, key=key, limit=limit)
@@ -50,7 +61,7 @@ class TimeIndex:
         for item in items:
             place = place_of(item)
             wanted.setdefault(place.stream, []).append(place.first_sequence_number)
-        page_end = text_of(items[-1], "committed-at-id") if items else ""
+        page_end = text_of(items[-1], INDEX_KEY) if items else ""
         commits: list[Commit] = []
         streams = list(wanted)
         for start in range(0, len(streams), _STREAMS_AT_ONCE):
@@ -81,7 +92,7 @@ class TimeIndex:
             with explained():
                 answer = await self._client.call("Query", request)
             for item in answer.get("Items", []):
-                if place_of(item).first_sequence_number < first and text_of(item, "committed-at-id") <= page_end:
+                if place_of(item).first_sequence_number < first and text_of(item, INDEX_KEY) <= page_end:
                     return found[::-1]
                 found.append(commit_of(item))
             if not answer.get("LastEvaluatedKey"):
@@ -89,7 +100,7 @@ class TimeIndex:
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     async def places(self, since: datetime) -> AsyncIterator[list[Place]]:
-        """Where commits were made since a moment, in pages, in any order."""
+        """Where commits were written since a moment, in pages, in any order."""
         for number in range(SLICES):
             key: dict[str, Any] | None = None
             while True:
@@ -101,13 +112,17 @@ class TimeIndex:
                 if not key:
                     break
 
-    async def count(self, since: str, *, at_most: int) -> int:
-        """How many commits were made since a moment; counting ends when it is over `at_most`."""
+    async def count(
+        self, since: str, until: str = _END, *, first: int = 0, key: Mapping[str, Any] | None = None, at_most: int
+    ) -> int:
+        """How many commits were written since a moment, in the slices from the `first` on, there from `key` on.
+
+        Counting ends when it is over `at_most`.
+        """
         counted = 0
-        for number in range(SLICES):
-            key: dict[str, Any] | None = None
+        for number in range(first, SLICES):
             while counted <= at_most:
-                answer = await self._query(number, since, _END, key=key, counts=True)
+                answer = await self._query(number, since, until, key=key, counts=True)
                 counted += int(answer.get("Count", 0))
                 key = answer.get("LastEvaluatedKey")
                 if not key:
@@ -115,20 +130,20 @@ class TimeIndex:
         return counted
 
     async def oldest(self, since: str) -> datetime | None:
-        """When the oldest commit since a moment was made."""
+        """When the oldest commit since a moment was written."""
         found: list[str] = []
         for start in range(0, SLICES, _SLICES_AT_ONCE):
             answers = await asyncio.gather(
                 *(self._query(number, since, _END, limit=1) for number in range(start, start + _SLICES_AT_ONCE))
             )
-            found += [text_of(item, "committed-at-id") for answer in answers for item in answer.get("Items", [])]
+            found += [text_of(item, INDEX_KEY) for answer in answers for item in answer.get("Items", [])]
         if not found:
             return None
         try:
             return datetime.fromisoformat(min(found).partition("#")[0])
         except ValueError as problem:
             raise CorruptJournal(
-                "the index by time has a key that is no time; run `kiseki journal verify`"
+                "the index by time of writing has a key that is no time; run `kiseki journal verify`"
             ) from problem
 
     async def _query(
@@ -145,7 +160,7 @@ class TimeIndex:
             "TableName": self._table,
             "IndexName": BY_SLICE,
             "KeyConditionExpression": "#slice = :slice AND #at BETWEEN :since AND :until",
-            "ExpressionAttributeNames": {"#slice": "slice", "#at": "committed-at-id"},
+            "ExpressionAttributeNames": {"#slice": "slice", "#at": INDEX_KEY},
             "ExpressionAttributeValues": {
                 ":slice": {"N": str(number)},
                 ":since": {"S": since},

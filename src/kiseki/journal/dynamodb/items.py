@@ -10,7 +10,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from kiseki.journal.format import FORMAT, checksum, decode_commit, encode_commit
@@ -18,6 +18,7 @@ from kiseki.journal.port import Commit, CommitTooLarge, CorruptJournal
 
 __all__ = [
     "BY_SLICE",
+    "INDEX_KEY",
     "ITEM_BYTES",
     "SLICES",
     "CommitItem",
@@ -25,7 +26,7 @@ __all__ = [
     "commit_item",
     "commit_of",
     "document_bytes",
-    "index_key",
+    "indexed_at",
     "is_commit",
     "item_bytes",
     "item_of",
@@ -38,12 +39,16 @@ __all__ = [
 ]
 
 SLICES: Final = 64
-"""Parts of the index by time; fixed for ever, because the number is stored with every commit."""
+"""Parts of the index by time of writing; fixed for ever, because the number is stored with every commit."""
 BY_SLICE: Final = "by-slice"
-"""The index by time: keys only, range key `<committed-at>#<commit-id>`."""
+"""The index by time of writing: keys only, hash key `slice`, range key `INDEX_KEY`."""
+INDEX_KEY: Final = "committed-at-id"
+"""`<time>#<commit-id>`. The time is that of `indexed_at`; for all but imported commits it is when they were made."""
 ITEM_BYTES: Final = 400 * 1024
 """The most that DynamoDB keeps in one item, attribute names included."""
 
+_AT_ONCE: Final = timedelta(minutes=5)
+"""A commit is made and written within that, by clocks that agree about as much."""
 _COMPRESSED_FROM: Final = 4_096
 _EXPANDED_AT_MOST: Final = 64_000_000
 
@@ -63,7 +68,7 @@ class CommitItem(NamedTuple):
 
 
 def slice_of(stream: str) -> int:
-    """The part of the index by time that a stream is in, for ever."""
+    """The part of the index by time of writing that a stream is in, for ever."""
     return zlib.crc32(stream.encode()) % SLICES
 
 
@@ -72,9 +77,13 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def index_key(committed_at: str, commit_id: str) -> str:
-    """The range key within the index by time."""
-    return f"{committed_at}#{commit_id}"
+def indexed_at(committed_at: datetime, written_at: datetime) -> datetime:
+    """Where a commit stands in the index: when it was made, unless it was clearly written at another time.
+
+    An import keeps the times at which commits were made. Who reads the index since some moment, to see what was written
+    since, would never meet those otherwise.
+    """
+    return committed_at if abs(written_at - committed_at) <= _AT_ONCE else written_at
 
 
 def document_bytes(commit: Commit) -> bytes:
@@ -82,20 +91,22 @@ def document_bytes(commit: Commit) -> bytes:
     return encode_commit(commit.metadata, commit.events)
 
 
-def commit_item(commit: Commit, document: bytes) -> CommitItem:
+def commit_item(commit: Commit, document: bytes, *, written_at: datetime | None = None) -> CommitItem:
     """The item of a commit; large documents are compressed, which may take 10 ms for each megabyte.
+
+    `written_at` is AWS's time now; when it is not given, the commit is written when it is made.
 
     Raises CommitTooLarge when it is over what DynamoDB keeps in one item.
     """
     stream, first, about = commit.stream, commit.first_sequence_number, commit.metadata
-    committed_at = timestamp(about.committed_at)
+    written = indexed_at(about.committed_at, written_at or about.committed_at)
     digest = checksum(stream, first, document)
     item: dict[str, Any] = {
         "persistence-id": {"S": stream},
         "sequence-nr": {"N": str(first)},
         "slice": {"N": str(slice_of(stream))},
-        "committed-at-id": {"S": index_key(committed_at, about.commit_id)},
-        "committed-at": {"S": committed_at},
+        INDEX_KEY: {"S": f"{timestamp(written)}#{about.commit_id}"},
+        "committed-at": {"S": timestamp(about.committed_at)},
         "commit-id": {"S": about.commit_id},
         "count": {"N": str(len(commit.events))},
         "format": {"N": str(FORMAT)},

@@ -69,6 +69,7 @@ class DynamoDbJournal:
         limits: Limits,
         poll: float,
         shared: float,
+        pause: float,
         remembered: timedelta,
         lookback: timedelta,
         aws_time: Callable[[], datetime],
@@ -85,7 +86,7 @@ class DynamoDbJournal:
         self._appender = Appender(client, clock=clock, aws_time=aws_time, ends=ends)
         self._reader = StreamReader(client, ends=ends)
         self._watchers = StreamWatchers(poll=poll)
-        self._changes = ChangeStream(client, shared=shared, grown=self._watchers.wake)
+        self._changes = ChangeStream(client, shared=shared, pause=pause, grown=self._watchers.wake)
         self._index = TimeIndex(client)
         self._feed = Feed(
             client, self._changes, self._index, self._reader, now=aws_time, remembered=remembered, lookback=lookback
@@ -110,6 +111,7 @@ class DynamoDbJournal:
         connections: int = 64,
         poll: float = 0.25,
         shared: float = 0.05,
+        pause: float = 0.2,
         remembered: timedelta = _REMEMBERED,
         lookback: timedelta = _LOOKBACK,
         aws_time: Callable[[], datetime] = _aws_time,
@@ -118,7 +120,8 @@ class DynamoDbJournal:
 
         A `client` that is given stays open when the journal closes; an own one makes at most `connections`. While
         somebody watches, the stream is looked at every `poll` seconds; that it has nothing new is believed for
-        `shared` seconds. The stream is trusted to remember what is younger than `remembered`; clocks of writers may be
+        `shared` seconds. Where it seems to end, it is looked at every `pause` seconds until that is believed. It is
+        trusted to remember what is younger than `remembered`; clocks of writers may be
         off by `lookback`. `aws_time` is the time by which DynamoDB counts that, whatever `clock` shows.
         """
         return cls(
@@ -129,6 +132,7 @@ class DynamoDbJournal:
             limits=limits or Limits(),
             poll=poll,
             shared=shared,
+            pause=pause,
             remembered=remembered,
             lookback=lookback,
             aws_time=aws_time,
@@ -196,13 +200,18 @@ class DynamoDbJournal:
 
     async def lag(self, after: Position) -> Lag:
         """As the contract says; from 10,000 commits on, or for a place from which the stream does not lead on any more,
-        the number is about right."""
+        the number is about right, and said to be."""
         self._refuse_when_closed()
         return await self._feed.lag(after)
 
+    async def beginning(self) -> Position:
+        """As TransferableJournal says."""
+        self._refuse_when_closed()
+        return await self._feed.beginning()
+
     async def heads(self, since: datetime) -> AsyncIterator[Mapping[str, int]]:
-        """Streams that grew since a moment, and the first sequence number of the newest commit that was seen of each,
-        in pages; a stream may come again. For whoever looks for what a feed may have missed.
+        """Streams that were written to since a moment, and the first sequence number of the newest commit that was seen
+        of each, in pages; a stream may come again. For whoever looks for what a feed may have missed.
 
         The index that says so follows the journal a little late. Raises CorruptJournal, JournalUnavailable.
         """

@@ -2,7 +2,8 @@
 
 Used by the DynamoDB journal only. A place is in one of three phases. `stream` reads DynamoDB's stream of changes, shard
 by shard. `history` scans the table, for whoever starts at a journal that is older than its stream remembers. `index`
-reads by time, for whoever comes back to a stream that has forgotten where it was. The last two end in the first.
+reads by time of writing, for whoever comes back to a stream that has forgotten where it was. The last two end in the
+first.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class FeedPlace(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     slice: int = 0
     """In the index phase: the slice that is being read."""
     since: str = ""
-    """In the index phase: the first `committed-at` that is looked at."""
+    """In the index phase: the first time of writing that is looked at."""
     given: int = 0
     """In the history phase: how many commits were given."""
 

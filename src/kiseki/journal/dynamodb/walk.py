@@ -19,7 +19,7 @@ __all__ = ["Ahead", "Walk"]
 _TRIMS_AT_MOST: Final = 3
 _NEVER: Final = float("-inf")
 _FRESH: Final = 5.0
-"""Seconds before a walk began. A short answer that ends with a change no older than that ends at the shard's tip."""
+"""Seconds before a walk began. A short answer that ends with a change no older than that counts as the shard's tip."""
 
 
 class Ahead(NamedTuple):
@@ -67,7 +67,7 @@ class Walk:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether there was nothing more in any shard."""
+        """Whether there was nothing more in any shard, but for what was written in the last seconds before the walk."""
         return not self._active()
 
     def cursors(self) -> dict[str, str]:
@@ -79,9 +79,10 @@ class Walk:
         newest = max(self._times.values(), default=_NEVER)
         return min([newest, self.began_at, *(self._times.get(shard, _NEVER) for shard in self._active())])
 
-    async def ahead(self, room: int) -> list[Ahead]:
+    async def ahead(self, room: int, *, waits: bool = True) -> list[Ahead]:
         """What comes next in the shards that have something, `room` changes in all; nothing only at the end.
 
+        Without `waits`, nothing also when a look at each of them found nothing: that it is the end may take more looks.
         Nothing is passed by that: the caller says how much it took. Raises JournalUnavailable.
         """
         while active := self._active():
@@ -95,7 +96,7 @@ class Walk:
                     found.append(Ahead(shard, run))
                 else:
                     await self.passed(Ahead(shard, run), 0)
-            if found:
+            if found or not waits:
                 return found
         return []
 
@@ -114,7 +115,13 @@ class Walk:
             self._drained.add(shard)
 
     def _was_tip(self, run: Run) -> bool:
-        """Whether the run ends where the shard ended after the walk began. Under load it would never be found empty."""
+        """Whether the run ends at what was the tip when the walk began. Under load no shard would ever be found empty.
+
+        DynamoDB does not promise that a short answer ends at the tip. But changes of a shard come in the order of their
+        making, so what may be left out was made after the last of the run: in the last `_FRESH` seconds before the
+        walk began, or since. A clock that is behind AWS's adds that much; one that is further ahead than `_FRESH` makes
+        it never true. Neither loses anything: cursors are where the run ended, and the next walk goes on there.
+        """
         looked_at_since = run.short is not None and run.short >= self._begun_on_loop
         return looked_at_since and bool(run.changes) and run.changes[-1].created >= self.began_at - _FRESH
 

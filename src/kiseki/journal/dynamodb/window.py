@@ -76,8 +76,12 @@ class Window:
         self.bytes = 0
         self.iterator: str | None = None
         self.ended = False
+        self.vain = 0
+        """How many calls in a row found nothing."""
+        self.settled = False
+        """Whether the iterator was at the tip once, so that a call that finds nothing is the tip."""
         self.at_tip = False
-        """Whether the last call found nothing."""
+        """Whether the last call found nothing, and nothing was there."""
         self.short = False
         """Whether the last call gave less than it could."""
         self.looked_at = float("-inf")

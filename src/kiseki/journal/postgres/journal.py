@@ -18,6 +18,7 @@ from kiseki.clients.postgres import PostgresAddress, PostgresConnection, Postgre
 from kiseki.clients.postgres_errors import is_unavailable, reason
 from kiseki.clients.postgres_migrations import MigrationRefused, migrate
 from kiseki.journal.port import (
+    START,
     ClaimChange,
     Commit,
     CommitMetadata,
@@ -239,6 +240,11 @@ class PostgresJournal:
         """As the contract says."""
         self._refuse_when_closed()
         return await self._read(partial(read_idempotency, key=key, now=self._clock.now()))
+
+    async def beginning(self) -> Position:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        return START
 
     async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """As `TransferableJournal` says."""

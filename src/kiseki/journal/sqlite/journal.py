@@ -18,6 +18,7 @@ import msgspec
 
 from kiseki.journal.format import checksum, encode_commit
 from kiseki.journal.port import (
+    START,
     ClaimChange,
     Commit,
     CommitMetadata,
@@ -194,6 +195,11 @@ class SqliteJournal:
         """As the contract says."""
         self._refuse_when_closed()
         return await self._readers.run(partial(read_idempotency, key=key, now=self._clock.now()))
+
+    async def beginning(self) -> Position:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        return START
 
     async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """As `TransferableJournal` says."""

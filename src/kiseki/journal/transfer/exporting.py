@@ -8,7 +8,6 @@ from typing import BinaryIO, Final
 
 import msgspec
 
-from kiseki.journal.port import START
 from kiseki.journal.transfer.lines import Counts, TransferWriter
 from kiseki.journal.transfer.notes import JOURNAL, TransferNotes
 from kiseki.journal.transfer.transferable import Progress, TransferableJournal, TransferFailed
@@ -40,7 +39,7 @@ async def export_journal(
     Memory is bounded. Raises TransferFailed, CorruptJournal, JournalUnavailable, OSError of the output.
     """
     writer = TransferWriter(output, clock.now())
-    total = (await journal.lag(START)).commits
+    total = (await journal.lag(await journal.beginning())).commits
     with TransferNotes() as notes, progress("exporting", total) as advance_to:
         walk = JournalWalk(journal, notes)
         await _write_commits(walk, writer, advance_to, patience)

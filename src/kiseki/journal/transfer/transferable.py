@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
-from kiseki.journal.port import ClaimTaken, IdempotencyRecord, IdempotencyTaken, Journal
+from kiseki.journal.port import ClaimTaken, IdempotencyRecord, IdempotencyTaken, Journal, Position
 from kiseki.kernel.errors import KisekiError
 
 __all__ = [
@@ -64,6 +64,14 @@ class HeldClaim(msgspec.Struct, frozen=True):
 
 class TransferableJournal(Journal, Protocol):
     """A journal that can be moved as a whole."""
+
+    async def beginning(self) -> Position:
+        """Where a walk by `feed` begins that has to meet all of the journal.
+
+        `START` says that too, but where a feed's end can't be told for sure, a walk from there may end before it. From
+        here it does not end before it has met all that was appended before this call. Raises JournalUnavailable.
+        """
+        ...
 
     def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """Every claim that is held, once, in pages of bounded size and in any order.

@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from kiseki.journal.port import START, Commit, CommitMetadata, Journal, Position, RecordedEvent
+from kiseki.journal.port import Commit, CommitMetadata, Journal, Position, RecordedEvent
 from kiseki.journal.transfer.lines import StoredCommit, stored
 from kiseki.journal.transfer.notes import JOURNAL, NOTHING, StreamNote, TransferNotes
-from kiseki.journal.transfer.transferable import TransferFailed
+from kiseki.journal.transfer.transferable import TransferableJournal, TransferFailed
 from kiseki.kernel.codec import EncodedEvent
 
 __all__ = ["JournalWalk", "commits_of"]
@@ -23,10 +23,10 @@ _PAGE_COMMITS: Final = 500
 class JournalWalk:
     """Follows the feed to where it has no more, and notes how far each stream was seen."""
 
-    def __init__(self, journal: Journal, notes: TransferNotes) -> None:
+    def __init__(self, journal: TransferableJournal, notes: TransferNotes) -> None:
         self._journal = journal
         self._notes = notes
-        self._position: Position = START
+        self._position: Position | None = None
 
     async def pages(self) -> AsyncIterator[Sequence[StoredCommit]]:
         """New commits, in pages of bounded size, until the feed has no more; called again, what came since.
@@ -34,17 +34,23 @@ class JournalWalk:
         What the feed leaves out within a stream is read from the stream. Raises TransferFailed when a stream is not
         contiguous, CorruptJournal, JournalUnavailable.
         """
+        position = await self._reached()
         while True:
-            page = await self._journal.feed(self._position, limit=_PAGE_COMMITS)
+            page = await self._journal.feed(position, limit=_PAGE_COMMITS)
             if not page.commits:
                 return
             async for new in self._new(page.commits):
                 yield new
-            self._position = page.position
+            position = self._position = page.position
 
     async def behind(self) -> int:
         """How many commits there are that the feed has not shown yet. Raises JournalUnavailable."""
-        return (await self._journal.lag(self._position)).commits
+        return (await self._journal.lag(await self._reached())).commits
+
+    async def _reached(self) -> Position:
+        if self._position is None:
+            self._position = await self._journal.beginning()
+        return self._position
 
     async def complete(self, stream: str) -> None:
         """Notes what a stream holds beyond what the feed has shown so far; a feed may lag behind its streams."""

@@ -26,6 +26,17 @@ class TransferTests(StoreUnderTest):
             assert await records_of(journal) == []
             await _transferable(journal).restore_held([], [])
 
+    async def test_a_walk_from_the_beginning_meets_everything(self) -> None:
+        async with self.opened() as journal:
+            begin = await _transferable(journal).beginning()
+            names = [f"{n}" for n in range(7)]
+            for n, name in enumerate(names):
+                await journal.append(f"Thing-{n % 3}", n // 3, [encoded("a")], metadata=metadata(name))
+            known = {metadata(name).commit_id for name in names}
+            for after in (begin, await _transferable(journal).beginning()):
+                walked = await whole_feed(journal, after, limit=2)
+                assert {commit.metadata.commit_id for commit in walked} == known
+
     async def test_claims_are_listed_while_they_are_held(self) -> None:
         async with self.opened() as journal:
             await journal.append("Thing-1", 0, [encoded("a")], metadata=metadata("A"), claims=claimed("v", "w"))
