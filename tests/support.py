@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from kiseki.application.commands import CommandSettings, command_handler
@@ -9,11 +10,13 @@ from kiseki.application.context import Application
 from kiseki.application.system import UlidSource
 from kiseki.command.handler import CommandHandler
 from kiseki.journal.sqlite.journal import SqliteJournal
+from kiseki.kernel.audit import NoAudit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.event import Event
-from kiseki.kernel.ports import AuditEvent
+from kiseki.kernel.ports import AuditEvent, Auditor, Identity
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.security.protector import KeyProtector
+from kiseki.service.gate import Gate, Unlimited
 
 
 class ManualClock:
@@ -97,3 +100,13 @@ class World:
     async def events(self, app: Application, stream: str) -> list[Event]:
         codec = EventCodec(app.schema, self.protector, NoTelemetry())
         return [event async for page in self.journal.read(stream) for event in await codec.decode(page)]
+
+
+class _Peers:
+    def resolve(self, peer: str | None, forwarded_for: Sequence[bytes]) -> str:
+        return peer or "unknown"
+
+
+def gate(identity: Identity, *, auditor: Auditor | None = None) -> Gate:
+    """A gate that limits nobody."""
+    return Gate(identity, limits=Unlimited(), addresses=_Peers(), auditor=auditor or NoAudit())

@@ -33,6 +33,8 @@ _plain = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_
 app = typer.Typer(help="Event-sourced services, ready for production from the first command.", **_plain)  # type: ignore[arg-type]
 journal = typer.Typer(help="Look into the journal.", **_plain)  # type: ignore[arg-type]
 projection = typer.Typer(help="Look at read models, and mend them.", **_plain)  # type: ignore[arg-type]
+access = typer.Typer(help="Who may do what.", **_plain)  # type: ignore[arg-type]
+app.add_typer(access, name="access")
 app.add_typer(journal, name="journal")
 app.add_typer(projection, name="projection")
 
@@ -146,6 +148,14 @@ def migrate(config: Config = None, data_dir: DataDir = None) -> None:
     from kiseki.cli.migrate import migrate as run_migrate
 
     run_migrate(config=config, data_dir=data_dir)
+
+
+@access.command("show")
+def access_show(application: Application = None, json: Json = False) -> None:
+    """Show the roles and object rules of every command and query."""
+    from kiseki.cli.access import show
+
+    show(application=application, json=json)
 
 
 @journal.command("show")

@@ -71,10 +71,13 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """Every Authorization header, as sent."""
     peer: str | None
     """The address of the TCP peer."""
+    address: str | None = None
+    """The client's, which is another one behind a proxy that is trusted to say it; for the audit log."""
     host: str | None
     """The Host header."""
     forwarded: bool
     """Whether any forwarding header was present."""
+    trace_id: str | None = None
 
 
 class Unauthenticated(KisekiError):

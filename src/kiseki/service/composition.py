@@ -23,7 +23,7 @@ from kiseki.graphql.schema import command_schema, query_schema, sdl
 from kiseki.kernel.audit import NoAudit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.errors import KisekiError
-from kiseki.kernel.ports import Clock, Identity, IdSource, Telemetry
+from kiseki.kernel.ports import Clock, IdSource, Telemetry
 from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
@@ -32,7 +32,9 @@ from kiseki.projection.sweeper import HasHeads, Sweeper, SweeperSettings
 from kiseki.projection.updater import Updater
 from kiseki.query.queries import Queries
 from kiseki.query.waiting import ConsistencyWaiter
+from kiseki.service.admin import AdminPages
 from kiseki.service.development import DEVELOPMENT_SUBJECT, DevelopmentIdentity
+from kiseki.service.gate import Gate, Unlimited
 from kiseki.service.health import Health
 from kiseki.service.kinds import Parts
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
@@ -58,7 +60,8 @@ class Components(msgspec.Struct, frozen=True, kw_only=True):
     """What a process runs."""
 
     apis: Sequence[ServedApi]
-    identity: Identity
+    gate: Gate
+    admin: AdminPages | None
     measure: Callable[[], Awaitable[Sequence[Sample]]]
     """Gauges of projections, measured from outside. Raises Unavailable."""
     running: Sequence[asyncio.Task[None]]
@@ -96,15 +99,22 @@ async def compose(
         await updater.check()
         running = {"updater": updater.run, **composer.sweepers(updater)}
     apis: list[ServedApi] = []
+    admin = None
     if parts.command:
         apis.append(composer.command_api())
     if parts.query:
-        apis.append(composer.query_api(updater))
+        served = composer.query_api(updater)
+        apis.append(served)
+        admin = AdminPages(
+            application.admin, endpoint=served.endpoint, access=application.access, auditor=composer.auditor
+        )
     # The development user may do all that the application knows roles for; nobody else exists in this profile.
     roles = frozenset({"user", "admin"}) | application.access.roles
+    identity = DevelopmentIdentity(actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles)
     return Components(
         apis=apis,
-        identity=DevelopmentIdentity(actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles),
+        gate=Gate(identity, limits=Unlimited(), addresses=_Peers(), auditor=composer.auditor),
+        admin=admin,
         measure=composer.measure if parts.updater else _nothing,
         running=[asyncio.create_task(run(), name=name) for name, run in running.items()],
     )
@@ -156,6 +166,7 @@ class _Composer:
         self._metrics = metrics
         self._health = health
         self._shutdown = shutdown
+        self.auditor = NoAudit()
 
     def updater(self) -> Updater:
         updater = make_updater(
@@ -226,7 +237,7 @@ class _Composer:
             kind="CommandError",
             documents=DocumentCache(schema, limits=self._limits(), introspection=self._settings.development),
             access=self._application.access,
-            auditor=NoAudit(),
+            auditor=self.auditor,
             commands=handler,
         )
         return ServedApi(name="command", endpoint=endpoint, sdl=sdl(schema))
@@ -250,7 +261,7 @@ class _Composer:
             kind="QueryError",
             documents=DocumentCache(schema, limits=self._limits(), introspection=self._settings.development),
             access=self._application.access,
-            auditor=NoAudit(),
+            auditor=self.auditor,
             queries=Queries(database=database, waiter=waiter, telemetry=self._metrics, clock=self._clock),
         )
         return ServedApi(name="query", endpoint=endpoint, sdl=sdl(schema))
@@ -299,3 +310,8 @@ async def _evict_forever(handler: CommandHandler) -> None:
     while True:
         await asyncio.sleep(_EVICT_INTERVAL)
         handler.evict()
+
+
+class _Peers:
+    def resolve(self, peer: str | None, forwarded_for: Sequence[bytes]) -> str:
+        return peer or "unknown"

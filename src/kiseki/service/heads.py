@@ -46,6 +46,7 @@ class Head:
         "correlation",
         "expects_continue",
         "forwarded",
+        "forwarded_for",
         "host",
         "idempotency_key",
         "repeated",
@@ -66,6 +67,7 @@ class Head:
         self.unknown_coding = False
         self.expects_continue = False
         self.forwarded = False
+        self.forwarded_for: tuple[bytes, ...] = ()
         self.traceparent: bytes | None = None
         self.correlation: bytes | None = None
         self.idempotency_key: bytes | None = None
@@ -129,6 +131,8 @@ def read_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
             head.expects_continue = True
         elif name in _FORWARDING or name.startswith(b"x-forwarded"):
             head.forwarded = True
+            if name == b"x-forwarded-for":
+                head.forwarded_for += (value,)
     head.bytes = size
     return head
 

@@ -1,17 +1,20 @@
 """The command and query APIs as pure ASGI apps. Used by the composition root, one app for each API.
 
-`POST /api/graphql` is the hot path: identity, media types, size, then one plain call to the GraphQL endpoint.
+`POST /api/graphql` is the hot path: the gate, media types, size, then one plain call to the GraphQL endpoint.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
 
 from kiseki.graphql.answers import JSON, Answer
 from kiseki.graphql.endpoint import GraphQLRequest
-from kiseki.kernel.ports import Identity, IdSource, Principal, Unauthenticated
+from kiseki.kernel.ports import IdSource
+from kiseki.service.admin import AdminPages
+from kiseki.service.gate import Gate, with_fields
 from kiseki.service.media import accepts_json, negotiate
 from kiseki.service.playground import Api, Asset, Playground
 from kiseki.service.responses import Page
@@ -22,7 +25,6 @@ __all__ = ["Endpoint", "api_app"]
 
 GRAPHQL: Final = "/api/graphql"
 _TEXT: Final = ((b"content-type", b"text/plain; charset=utf-8"),)
-_CHALLENGE: Final = b'Bearer realm="kiseki"'
 
 
 class Endpoint(Protocol):
@@ -38,24 +40,28 @@ def api_app(
     *,
     endpoint: Endpoint,
     sdl: str,
-    identity: Identity,
+    gate: Gate,
     development: bool,
+    admin: AdminPages | None = None,
     serving: Serving,
     limits: HttpLimits,
     ids: IdSource,
     telemetry: HttpTelemetry,
 ) -> Shell:
-    """The ASGI app of one API. `development` adds the schema's text and the playground."""
-    graphql = _GraphQL(endpoint, identity)
+    """The ASGI app of one API. `development` adds the playground."""
+    graphql = _GraphQL(endpoint, gate)
+    schema = _Schema(sdl, gate, for_all=development)
     routes = {
         GRAPHQL: Route({"POST": graphql.post}, graphql=True),
+        "/api/graphql/schema": Route({"GET": schema.get}),
         "/api/health": Route({"GET": _Health(serving).get}),
     }
     prefixes = {}
+    if admin is not None:
+        routes |= {path: Route({"GET": handler}) for path, handler in admin.routes(gate).items()}
     if development:
-        pages = _Pages(api, Playground(), sdl, identity)
+        pages = _Pages(api, Playground())
         routes[GRAPHQL] = Route({"POST": graphql.post, "GET": pages.page}, graphql=True)
-        routes["/api/graphql/schema"] = Route({"GET": pages.schema})
         routes["/api/playground"] = Route({"GET": pages.page})
         prefixes[_Pages.ASSETS] = Route({"GET": pages.asset})
     return Shell(api, routes=routes, prefixes=prefixes, serving=serving, limits=limits, ids=ids, telemetry=telemetry)
@@ -64,14 +70,14 @@ def api_app(
 class _GraphQL:
     """POST /api/graphql."""
 
-    def __init__(self, endpoint: Endpoint, identity: Identity) -> None:
+    def __init__(self, endpoint: Endpoint, gate: Gate) -> None:
         self._endpoint = endpoint
-        self._identity = identity
+        self._gate = gate
 
     async def post(self, exchange: Exchange) -> Answer:
-        principal = await authenticate(self._identity, exchange)
-        if isinstance(principal, Answer):
-            return principal
+        admitted = await self._gate.admit(exchange)
+        if isinstance(admitted, Answer):
+            return admitted
         head = exchange.head
         if not accepts_json(head.content_type) or head.content_encoding not in (None, b"identity"):
             return exchange.refuse(415, "UNSUPPORTED_MEDIA_TYPE", "the body must be application/json in UTF-8")
@@ -83,10 +89,12 @@ class _GraphQL:
         body = await exchange.body()
         if isinstance(body, Answer):
             return body
-        return await self._endpoint.handle(
+        answer = await self._endpoint.handle(
             GraphQLRequest(
                 body=body,
-                principal=principal,
+                principal=admitted.principal,
+                address=admitted.address,
+                charge=partial(self._gate.charge, exchange, admitted),
                 trace_id=exchange.trace_id,
                 correlation_id=exchange.correlation_id,
                 graphql_response=graphql_response,
@@ -94,22 +102,7 @@ class _GraphQL:
                 consistency_token=_text(head.consistency_token),
             )
         )
-
-
-async def authenticate(identity: Identity, exchange: Exchange) -> Principal | Answer:
-    """Who sent the request, or the refusal of RFC 6750."""
-    try:
-        return await identity.identify(exchange.head.credentials(exchange.peer))
-    except Unauthenticated as refused:
-        if refused.error == "invalid_request":
-            return exchange.refuse(
-                400,
-                "INVALID_AUTHORIZATION",
-                "the Authorization header is malformed",
-                (b"www-authenticate", _CHALLENGE + b', error="invalid_request"'),
-            )
-        challenge = _CHALLENGE if refused.error is None else b'%s, error="%s"' % (_CHALLENGE, refused.error.encode())
-        return exchange.refuse(401, refused.code, str(refused), (b"www-authenticate", challenge))
+        return with_fields(answer, admitted.fields)
 
 
 class _Health:
@@ -124,16 +117,31 @@ class _Health:
         return Answer(503 if draining else 200, ((b"content-type", JSON),), body)
 
 
+class _Schema:
+    """GET /api/graphql/schema: the schema as text, for administrators; in the development profile for all."""
+
+    def __init__(self, sdl: str, gate: Gate, *, for_all: bool) -> None:
+        self._sdl = sdl.encode()
+        self._gate = gate
+        self._for_all = for_all
+
+    async def get(self, exchange: Exchange) -> Answer:
+        admitted = await self._gate.admit(exchange)
+        if isinstance(admitted, Answer):
+            return admitted
+        if not self._for_all and "admin" not in admitted.principal.roles:
+            return self._gate.forbid(exchange, admitted, "schema")
+        return Answer(200, (*_TEXT, *admitted.fields), self._sdl)
+
+
 class _Pages:
-    """The playground and the schema's text, in the development profile."""
+    """The playground, in the development profile."""
 
     ASSETS: Final = "/api/playground/"
 
-    def __init__(self, api: Api, playground: Playground, sdl: str, identity: Identity) -> None:
+    def __init__(self, api: Api, playground: Playground) -> None:
         self._api = api
         self._playground = playground
-        self._sdl = sdl.encode()
-        self._identity = identity
 
     async def page(self, _exchange: Exchange) -> Answer:
         return _page(self._playground.page(self._api))
@@ -141,10 +149,6 @@ class _Pages:
     async def asset(self, exchange: Exchange) -> Answer:
         asset = self._playground.asset(exchange.path.removeprefix(self.ASSETS))
         return exchange.refuse(404, "NOT_FOUND", "there is nothing here") if asset is None else _page(asset)
-
-    async def schema(self, exchange: Exchange) -> Answer:
-        principal = await authenticate(self._identity, exchange)
-        return principal if isinstance(principal, Answer) else Answer(200, _TEXT, self._sdl)
 
 
 def _page(asset: Asset) -> Page:

@@ -118,7 +118,7 @@ def _source(settings: Settings) -> Source:
 
 def _require_master_key(settings: Settings) -> None:
     """Every environment would else make a key of its own, and the first one the key of a new key store."""
-    if settings.master_key is None or not settings.master_key.is_file():
+    if not settings.master_key or not Path(settings.master_key).is_file():
         raise SettingsError(
             f"{ENVIRONMENT_PREFIX}MASTER_KEY has to name a file of the function that holds the master key, the same as "
             "that of the service's other processes"

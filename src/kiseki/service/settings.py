@@ -7,10 +7,10 @@ the environment, a TOML file and these defaults, in this order.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from kiseki.kernel.errors import KisekiError
 
@@ -24,6 +24,14 @@ class SettingsError(KisekiError):
     """A setting is unknown, of the wrong form, or unsafe. The message names it, where it was set, and what to do."""
 
     code = "SETTINGS"
+
+
+def _names(value: object) -> object:
+    """A list as it stands in an environment variable."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_names), NoDecode]
 
 
 def _by_profile(*, development: Any, production: Any) -> Any:
@@ -49,9 +57,12 @@ class Settings(BaseSettings):
     journal: str = Field("sqlite:", repr=False, description="sqlite:, postgresql://… or dynamodb://prefix?region=….")
     keys: str = Field("", repr=False, description="Keys of personal data; where the journal is, unless set.")
     read_model: str = Field("", repr=False, description="sqlite: or postgresql://…; where the journal is, unless set.")
-    master_key: Path | None = Field(
-        None, description="File of the master key (32 bytes, mode 0600), the same for all; in `data_dir` unless set."
+    master_key: str = Field(
+        "",
+        description="A file (32 bytes, mode 0600), aws-kms://key?region=… or vault-transit://mount/key, the same for "
+        "all; in `data_dir` unless set.",
     )
+    master_keys_previous: Names = Field((), description="Master keys that are only read with, until all is re-wrapped.")
     journal_writers: int = Field(2, ge=1, le=64, description="PostgreSQL connections that append.")
     journal_readers: int = Field(4, ge=1, le=256, description="PostgreSQL connections that read the journal.")
     key_connections: int = Field(2, ge=1, le=64, description="PostgreSQL connections to the key store.")
@@ -61,6 +72,67 @@ class Settings(BaseSettings):
         0.25, gt=0, le=60, description="Between looks at a DynamoDB stream; 30 where a Lambda is the fast way."
     )
     sweep_interval: float = Field(60.0, gt=0, le=3_600, description="Between sweeps for what a stream lost (DynamoDB).")
+
+    # Who may ask. A secret is given as file:///path, aws-sm://name#field, vault://mount/path#field, or as it is.
+    token_issuer: str = Field("", max_length=1_000, description="The `iss` that tokens have to name.")
+    token_audience: str = Field("kiseki", min_length=1, max_length=1_000, description="The `aud` that they name.")
+    token_secret: str = Field("", repr=False, description="Secret of HS256, at least 32 random bytes.")
+    token_keys: Names = Field((), description="Files of public keys: PEM, or a JWKS (RS256, PS256, ES256, EdDSA).")
+    token_rsa: Literal["RS256", "PS256"] = Field("RS256", description="The algorithm of RSA keys that name none.")
+    jwks_url: str = Field("", description="Where public keys are published (https).")
+    jwks_refresh: float = Field(300.0, ge=10, le=86_400, description="Between two looks at `jwks_url`.")
+    token_type: Literal["", "JWT", "at+jwt"] = Field(
+        "", description="The `typ` that tokens have to name; any unless set."
+    )
+    token_lifetime: float = Field(3_600.0, ge=60, le=86_400, description="The longest that a token may be valid.")
+    token_leeway: float = Field(30.0, ge=0, le=60, description="By how much clocks may differ.")
+    token_cache: int = Field(10_000, ge=0, le=1_000_000, description="Verified tokens that a process remembers.")
+    revocation_poll: float = Field(5.0, gt=0, le=300, description="A revocation counts everywhere within this time.")
+
+    # How often. One unit for each root field of a document; more for pages of over 100.
+    rate_limit: int = Field(100, ge=1, le=1_000_000, description="Units of one subject in any 60 seconds.")
+    rate_limit_address: int = Field(300, ge=1, le=1_000_000, description="Requests of one address in any 60 seconds.")
+    rate_store: str = Field("", repr=False, description="redis://… or rediss://…, for several processes; else memory.")
+    trusted_proxies: Names = Field((), description="Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.")
+
+    # Transport.
+    tls_certificate: Path | None = Field(None, description="Certificate chain (PEM) of both APIs.")
+    tls_key: Path | None = Field(None, description="Its private key (PEM, mode 0600).")
+    tls_key_password: str = Field("", repr=False, description="Password of the key, if it has one.")
+    tls_minimum: Literal["1.3", "1.2"] = Field("1.3", description="The oldest version of TLS that is spoken.")
+    tls_client_ca: Path | None = Field(None, description="Authority of client certificates, which are then required.")
+    tls_proxy: bool = Field(False, description="A proxy in front ends TLS, and nobody else reaches these ports.")
+    hosts: Names = Field((), description="Names that Host may have; any unless set.")
+    cors_origins: Names = Field((), description="Origins whose pages may call the APIs; none unless set.")
+    connections: int = Field(10_000, ge=10, le=1_000_000, description="Open connections of one API.")
+    connections_address: int = Field(1_000, ge=1, le=1_000_000, description="Open connections of one address.")
+
+    # Audit.
+    audit_dir: Path | None = Field(
+        None, description="Where the audit log is written; `audit` in `data_dir` unless set."
+    )
+    audit_sinks: Names = Field(("file",), description="file, stdout, database (PostgreSQL); several with commas.")
+    audit_database: str = Field("", repr=False, description="postgresql://… of the audit table.")
+    audit_key: str = Field("", repr=False, description="Secret of its hash chain; a file in `data_dir` in development.")
+    audit_anchors: str = Field("", repr=False, description="Where heads are kept besides: a folder, or postgresql://….")
+    audit_failure: Literal["refuse", "continue"] = Field(
+        default_factory=_by_profile(development="continue", production="refuse"),
+        description="What happens to what can't be recorded: it is refused, or goes on and is logged.",
+    )
+
+    # Personal data.
+    erasure_ledger: str = Field(
+        "", repr=False, description="Outside all backups: a folder or postgresql://…; in `data_dir` unless set."
+    )
+    key_cache_seconds: float = Field(300.0, ge=0, le=3_600, description="How long unwrapped keys stay in memory.")
+
+    # Where secrets are.
+    secret_refresh: float = Field(300.0, ge=1, le=86_400, description="Between two looks whether a secret changed.")
+    vault_address: str = Field("", description="https://… of Vault or OpenBao, for vault:// and vault-transit://.")
+    vault_token_file: Path | None = Field(None, description="File of a Vault token, renewed by an agent.")
+    vault_role_id: str = Field("", description="AppRole to log in with.")
+    vault_secret_id: str = Field("", repr=False, description="Secret of the AppRole: file:///path.")
+    vault_ca: Path | None = Field(None, description="Authority of Vault's certificate; the system's unless set.")
 
     # Where it listens. Port 0 takes any free port and prints it.
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on. Loopback unless told otherwise.")

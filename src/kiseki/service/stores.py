@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Self
 
 from kiseki.clients.errors import NotMigrated
@@ -64,7 +65,8 @@ class Stores:
                 key_store = await _family(settings, urls.keys).keys(urls.keys)
                 opened.push_async_callback(key_store.close)
                 master_key = await asyncio.to_thread(
-                    LocalMasterKey.load_or_create, settings.master_key or directory.master_key
+                    LocalMasterKey.load_or_create,
+                    Path(settings.master_key) if settings.master_key else directory.master_key,
                 )
                 protector = await KeyProtector.open(store=key_store, wrapper=master_key, clock=clock)
             with _reached(urls.read_model):
@@ -96,7 +98,7 @@ class Stores:
 
 def uses_data_directory(settings: Settings) -> bool:
     """Whether anything of a process is kept on this machine. Raises SettingsError."""
-    return settings.master_key is None or any(url.embedded for url in store_urls(settings))
+    return not settings.master_key or any(url.embedded for url in store_urls(settings))
 
 
 @asynccontextmanager

@@ -160,7 +160,7 @@ async def a_shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path:
         data_dir=tmp_path / "data",
         journal=f"dynamodb://{name}?region={REGION}&endpoint={aws_endpoint}",
         read_model=postgres_url,
-        master_key=tmp_path / "master.key",
+        master_key=str(tmp_path / "master.key"),
     )
     async with AsyncExitStack() as opened:
         await migrate(settings)
@@ -198,7 +198,7 @@ async def a_shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path:
                     "KISEKI_APP": "kiseki.users:app",
                     "KISEKI_JOURNAL": settings.journal,
                     "KISEKI_READ_MODEL": settings.read_model,
-                    "KISEKI_MASTER_KEY": str(settings.master_key),
+                    "KISEKI_MASTER_KEY": settings.master_key,
                 }
             },
         )

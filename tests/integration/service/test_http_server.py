@@ -21,6 +21,7 @@ from kiseki.service.protocol import ConnectionLimits
 from kiseki.service.server import CannotListen, HttpServer, bind
 from kiseki.service.serving import Serving
 from kiseki.service.shell import HttpLimits
+from tests.support import gate
 
 READ_TIMEOUT = 0.6
 HEAD = b"POST /api/graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -121,7 +122,7 @@ async def running(**changes: Any) -> AsyncIterator[Service]:
         "command",
         endpoint=endpoint,
         sdl="",
-        identity=DevelopmentIdentity(actor="a", roles=frozenset({"user"})),
+        gate=gate(DevelopmentIdentity(actor="a", roles=frozenset({"user"}))),
         development=False,
         serving=serving,
         limits=HttpLimits(body=65_536, uri=2_048, headers=16_384, read_timeout=READ_TIMEOUT, request_timeout=10),

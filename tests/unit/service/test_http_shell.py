@@ -18,6 +18,7 @@ from kiseki.service.development import DevelopmentIdentity
 from kiseki.service.http import api_app
 from kiseki.service.serving import Serving
 from kiseki.service.shell import ACCEPTED, HttpLimits, Shell
+from tests.support import gate
 
 Fields = Sequence[tuple[bytes, bytes]]
 
@@ -84,7 +85,7 @@ class Api:
             "command",
             endpoint=self.endpoint,
             sdl="type Query { health: String! }\n",
-            identity=DevelopmentIdentity(actor="actor", roles=frozenset({"user"})),
+            gate=gate(DevelopmentIdentity(actor="actor", roles=frozenset({"user"}))),
             development=development,
             serving=self.serving,
             limits=LIMITS,
