@@ -269,7 +269,7 @@ async def test_get_is_refused_without_the_development_profile() -> None:
     assert_problem(response, 405, "METHOD_NOT_ALLOWED")
 
 
-@pytest.mark.parametrize("path", ["/api/graphql/schema", "/api/playground", "/api/playground/playground.js"])
+@pytest.mark.parametrize("path", ["/api/playground", "/api/playground/playground.js"])
 async def test_conveniences_are_only_there_in_development(path: str) -> None:
     assert (await Api()("GET", path)).status == 200
     assert_problem(await Api(development=False)("GET", path), 404, "NOT_FOUND")
@@ -283,6 +283,11 @@ async def test_the_playground_is_a_page_with_its_own_policy() -> None:
         assert "script-src 'self'" in response.headers["content-security-policy"]
         assert response.headers["cache-control"] == "no-store"
     assert_problem(await Api()("GET", "/api/playground/../http.py"), 404, "NOT_FOUND")
+
+
+async def test_the_schema_is_for_administrators_in_production() -> None:
+    assert_problem(await Api(development=False)("GET", "/api/graphql/schema"), 403, "FORBIDDEN")
+    assert_problem(await Api(development=False)("GET", "/api/graphql/schema", peer="192.0.2.1"), 401, "UNAUTHENTICATED")
 
 
 async def test_the_schema_is_text_for_who_may_see_it() -> None:
