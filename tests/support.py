@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.context import Application
-from kiseki.application.system import UlidSource
+from kiseki.application.system import SystemClock, UlidSource
 from kiseki.command.handler import CommandHandler
 from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.audit import NoAudit
@@ -15,8 +14,12 @@ from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.event import Event
 from kiseki.kernel.ports import AuditEvent, Auditor, Identity
 from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.security.addresses import ClientAddresses
+from kiseki.security.limits.facade import RateLimits
+from kiseki.security.limits.memory import MemoryLimiter
+from kiseki.security.limits.verdict import MAX_LIMIT, LimitPolicy
 from kiseki.security.protector import KeyProtector
-from kiseki.service.gate import Gate, Unlimited
+from kiseki.service.gate import Gate
 
 
 class ManualClock:
@@ -102,11 +105,12 @@ class World:
         return [event async for page in self.journal.read(stream) for event in await codec.decode(page)]
 
 
-class _Peers:
-    def resolve(self, peer: str | None, forwarded_for: Sequence[bytes]) -> str:
-        return peer or "unknown"
-
-
 def gate(identity: Identity, *, auditor: Auditor | None = None) -> Gate:
-    """A gate that limits nobody."""
-    return Gate(identity, limits=Unlimited(), addresses=_Peers(), auditor=auditor or NoAudit())
+    """A gate that limits nobody who can be met in a test."""
+    auditor, clock = auditor or NoAudit(), SystemClock()
+    limits = RateLimits(
+        by_address=MemoryLimiter(LimitPolicy("address", MAX_LIMIT), clock=clock),
+        by_subject=MemoryLimiter(LimitPolicy("subject", MAX_LIMIT), clock=clock),
+        auditor=auditor,
+    )
+    return Gate(identity, limits=limits, addresses=ClientAddresses(), auditor=auditor)

@@ -16,9 +16,11 @@ import uvloop
 from kiseki.cli.applications import load_application
 from kiseki.cli.banner import announce
 from kiseki.service.checks import refuse_unsafe
+from kiseki.service.identity import with_development_key
 from kiseki.service.kinds import Listening, Parts
 from kiseki.service.launch import ignore_signals, read_launch
 from kiseki.service.logging import configure_logging
+from kiseki.service.masks import masking_of
 from kiseki.service.process import run_process
 from kiseki.service.settings_sources import load_settings
 from kiseki.service.supervisor import supervise
@@ -37,7 +39,9 @@ def serve(kind: str, *, application: str | None, config: Path | None, options: M
     """Runs a kind of process until it is told to end. Raises KisekiError, one clear line, when it can't."""
     settings = load_settings(options=options, environ=os.environ, directory=Path.cwd(), config=config)
     refuse_unsafe(settings)
-    configure_logging(level=settings.log_level, log_format=settings.log_format, role=kind)
+    settings = with_development_key(settings)
+    masker = masking_of(settings)
+    configure_logging(level=settings.log_level, log_format=settings.log_format, role=kind, masker=masker)
     loaded = load_application(application)
     parts = _PARTS[kind]
     if kind == "serve" and not loaded.queries:
@@ -46,7 +50,7 @@ def serve(kind: str, *, application: str | None, config: Path | None, options: M
     if settings.workers > 1 and parts.apis:
         _run(supervise(parts, application, settings, welcome))
     else:
-        _run(run_process(parts, loaded, settings, welcome))
+        _run(run_process(parts, loaded, settings, welcome, masker=masker))
 
 
 def work() -> None:
@@ -54,9 +58,10 @@ def work() -> None:
     ignore_signals()
     launch = read_launch(sys.stdin.fileno())
     settings = launch.read_settings()
-    configure_logging(level=settings.log_level, log_format=settings.log_format, role=launch.name)
+    masker = masking_of(settings)
+    configure_logging(level=settings.log_level, log_format=settings.log_format, role=launch.name, masker=masker)
     application = load_application(launch.application)
-    _run(run_process(launch.parts, application, settings, _say_nothing, launch=launch))
+    _run(run_process(launch.parts, application, settings, _say_nothing, launch=launch, masker=masker))
 
 
 def _say_nothing(_listening: Listening) -> None:

@@ -1,4 +1,6 @@
-"""AWS Signature Version 4 for one service whose requests are all `POST /`. Used by the DynamoDB client.
+"""AWS Signature Version 4 for services whose requests are all `POST /`, and for tokens of RDS.
+
+Used by the clients of AWS.
 
 https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html. The general signers cost many times as much
 because they take any request; the tests compare this one with botocore's.
@@ -10,10 +12,11 @@ import hmac
 from datetime import datetime
 from hashlib import sha256
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
-__all__ = ["AwsKeys", "Signer"]
+__all__ = ["AwsKeys", "Signer", "presigned"]
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 _CONTENT_TYPE: Final = "application/x-amz-json-1.0"
@@ -34,9 +37,11 @@ class AwsKeys(msgspec.Struct, frozen=True):
 class Signer:
     """Signs for one region and service; the key of the day is derived once."""
 
-    def __init__(self, *, region: str, service: str) -> None:
+    def __init__(self, *, region: str, service: str, content_type: str = _CONTENT_TYPE) -> None:
+        """`content_type` as the service's protocol wants it."""
         self._region = region
         self._service = service
+        self._content_type = content_type
         self._derived: tuple[AwsKeys, str] | None = None
         self._day_key = b""
 
@@ -54,7 +59,7 @@ class Signer:
         )
         names = f"content-type;host;x-amz-date;{token_name}x-amz-target"
         canonical = (
-            f"POST\n/\n\ncontent-type:{_CONTENT_TYPE}\nhost:{host}\nx-amz-date:{at}\n{token_line}"
+            f"POST\n/\n\ncontent-type:{self._content_type}\nhost:{host}\nx-amz-date:{at}\n{token_line}"
             f"x-amz-target:{target}\n\n{names}\n{sha256(body).hexdigest()}"
         )
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
@@ -62,7 +67,7 @@ class Signer:
         signature = hmac.digest(self._key(keys, day), to_sign.encode(), "sha256").hex()
         headers = {
             "Host": host,
-            "Content-Type": _CONTENT_TYPE,
+            "Content-Type": self._content_type,
             "X-Amz-Date": at,
             "X-Amz-Target": target,
             "Authorization": (
@@ -75,9 +80,38 @@ class Signer:
 
     def _key(self, keys: AwsKeys, day: str) -> bytes:
         if self._derived is None or self._derived[1] != day or self._derived[0] != keys:
-            key = f"AWS4{keys.secret_key}".encode()
-            for part in (day, self._region, self._service, "aws4_request"):
-                key = hmac.digest(key, part.encode(), "sha256")
-            self._day_key = key
+            self._day_key = _day_key(keys, day, self._region, self._service)
             self._derived = (keys, day)
         return self._day_key
+
+
+def presigned(
+    keys: AwsKeys, *, host: str, service: str, region: str, parameters: dict[str, str], now: datetime, seconds: int
+) -> str:
+    """`host/?query` of a `GET /` that may be sent within so many seconds of `now` (UTC), without a scheme."""
+    at = now.strftime("%Y%m%dT%H%M%SZ")
+    day = at[:8]
+    scope = f"{day}/{region}/{service}/aws4_request"
+    query = {
+        **parameters,
+        "X-Amz-Algorithm": _ALGORITHM,
+        "X-Amz-Credential": f"{keys.access_key}/{scope}",
+        "X-Amz-Date": at,
+        "X-Amz-Expires": str(seconds),
+        "X-Amz-SignedHeaders": "host",
+    }
+    if keys.token is not None:
+        query["X-Amz-Security-Token"] = keys.token
+    pairs = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items())
+    line = "&".join(f"{name}={value}" for name, value in pairs)
+    canonical = f"GET\n/\n{line}\nhost:{host}\n\nhost\n{sha256(b'').hexdigest()}"
+    to_sign = f"{_ALGORITHM}\n{at}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
+    signature = hmac.digest(_day_key(keys, day, region, service), to_sign.encode(), "sha256").hex()
+    return f"{host}/?{line}&X-Amz-Signature={signature}"
+
+
+def _day_key(keys: AwsKeys, day: str, region: str, service: str) -> bytes:
+    key = f"AWS4{keys.secret_key}".encode()
+    for part in (day, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key

@@ -8,20 +8,22 @@ transactions: statements are prepared, and `LISTEN` and advisory locks belong to
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Self, TypeAlias
+from typing import Final, Protocol, Self, TypeAlias
 
 import asyncpg
 
-from kiseki.clients.postgres_errors import is_unavailable, reason
+from kiseki.clients.postgres_errors import PasswordUnavailable, is_unavailable, reason
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.kernel.errors import KisekiError, Unavailable
 
 __all__ = [
+    "PasswordSource",
     "PostgresAddress",
     "PostgresConnection",
     "PostgresPool",
@@ -43,23 +45,42 @@ _PATIENCE: Final = 2.0
 
 _CLOSE_SECONDS: Final = 2.0
 
+_SSL_MODES: Final = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
+_REFERENCE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://")
+"""How a password begins that is not one but says where it is."""
+
+
+class PasswordSource(Protocol):
+    """Says the password of a database for each new connection: it may have been rotated since the last."""
+
+    async def password(self) -> str:
+        """The password to use now. Raises Unavailable or another KisekiError."""
+        ...
+
+    async def renewed(self) -> str:
+        """The password to use now, after the server refused the last one: asked for anew where it comes from."""
+        ...
+
 
 @dataclass(frozen=True, repr=False)
 class PostgresAddress:
     """Where a database is, how to get in, and the one schema that is used there. Shown only by its label."""
 
     dsn: str
-    """For asyncpg; holds the password."""
+    """For asyncpg; holds the password unless there is a source of it."""
     schema: str
     label: str
     """Host, port and database: for messages."""
+    passwords: PasswordSource | None = None
 
     @classmethod
-    def parse(cls, url: str, *, schema: str) -> Self:
+    def parse(cls, url: str, *, schema: str, passwords: Callable[[str], PasswordSource] | None = None) -> Self:
         """The address in a URL like `postgresql://user:password@host:5432/database?sslmode=verify-full&schema=name`.
 
-        Parameters are those of libpq; `schema` is ours, and goes before the default that the caller gives.
-        Raises StoreUrlInvalid.
+        Parameters are those of libpq. Ours are `schema`, which goes before the default that the caller gives, and
+        `auth=aws-iam` with `region`: tokens of IAM instead of a password, only over `sslmode=verify-full`. A password
+        that refers to a secret (`password=file:///run/secrets/database`) is resolved by `passwords`, which makes the
+        source from the reference. Raises StoreUrlInvalid.
         """
         try:
             parts = urllib.parse.urlsplit(url)
@@ -84,17 +105,64 @@ class PostgresAddress:
             raise StoreUrlInvalid(f"the URL of a PostgreSQL database has a port that is no number; write it as {_URL}")
         if "@" in parts.netloc.rpartition("@")[0]:
             raise StoreUrlInvalid("the user or password in the URL of a PostgreSQL database has a `@`; write it as %40")
+        if parameters.get("sslmode", "prefer") not in _SSL_MODES:
+            raise StoreUrlInvalid("the URL of a PostgreSQL database has an sslmode that is none; write verify-full")
+        source, netloc = _password_source(parts, parameters, passwords)
         query = urllib.parse.urlencode(parameters, quote_via=urllib.parse.quote)
         return cls(
-            dsn=urllib.parse.urlunsplit(("postgresql", parts.netloc, parts.path, query, "")),
+            dsn=urllib.parse.urlunsplit(("postgresql", netloc, parts.path, query, "")),
             schema=schema,
             label=f"{_with_port(hosts, parameters.get('port', '5432'))}/{database}",
+            passwords=source,
         )
 
     def __repr__(self) -> str:
         return f"PostgresAddress({self.label}, schema {self.schema})"
 
     __str__ = __repr__
+
+
+def _password_source(
+    parts: urllib.parse.SplitResult, parameters: dict[str, str], passwords: Callable[[str], PasswordSource] | None
+) -> tuple[PasswordSource | None, str]:
+    """The source of the password, if it is not in the URL, and the network location without it. Takes what is ours out
+    of the parameters."""
+    user, _, hosts = parts.netloc.rpartition("@")
+    name, colon, written = user.partition(":")
+    auth, region = parameters.pop("auth", None), parameters.pop("region", None)
+    if auth is not None or region is not None:
+        if auth != "aws-iam" or not region:
+            raise StoreUrlInvalid(
+                "IAM authentication is auth=aws-iam&region=<region> in the URL of a PostgreSQL database"
+            )
+        if colon or "password" in parameters:
+            raise StoreUrlInvalid("with auth=aws-iam the URL of a PostgreSQL database has no password")
+        if parameters.get("sslmode") != "verify-full":
+            raise StoreUrlInvalid("auth=aws-iam needs sslmode=verify-full: a token goes to nobody but the database")
+        return _iam_tokens(parts, parameters, region), parts.netloc
+    password = urllib.parse.unquote(written) if colon else parameters.get("password", "")
+    if not _REFERENCE.match(password):
+        return None, parts.netloc
+    if passwords is None:
+        raise StoreUrlInvalid(
+            "the password in the URL of a PostgreSQL database refers to a secret, which can't be read here"
+        )
+    parameters.pop("password", None)
+    return passwords(password), f"{name}@{hosts}" if user else hosts
+
+
+def _iam_tokens(parts: urllib.parse.SplitResult, parameters: dict[str, str], region: str) -> PasswordSource:
+    # Only where it is used: it needs the extra `aws`.
+    from kiseki.clients.aws_rds import RdsTokens  # noqa: PLC0415
+
+    try:
+        host, port = parts.hostname, parts.port or int(parameters.get("port", "5432"))
+    except ValueError:
+        host, port = None, 0
+    user = urllib.parse.unquote(parts.username or "") or parameters.get("user", "")
+    if not host or not user or "," in parts.netloc or "host" in parameters:
+        raise StoreUrlInvalid("with auth=aws-iam the URL of a PostgreSQL database names a user and one host")
+    return RdsTokens(host=host, port=port, user=user, region=region)
 
 
 def _with_port(hosts: str, port: str) -> str:
@@ -124,29 +192,52 @@ async def connect(
     The limits are the server's, so that a client that vanished holds nothing for long. A statement that the server
     does not end in time (it is frozen, the network is gone) raises TimeoutError a little later. `settings`: more of the
     server's, for this session.
-    Raises what asyncpg raises; `is_unavailable` and `reason` of `postgres_errors` explain it.
+    A password that comes from a source is asked for at each call, and once more when the server refuses it.
+    Raises what asyncpg raises, and PasswordUnavailable: `is_unavailable` and `reason` of `postgres_errors` explain it.
     """
-    return await asyncpg.connect(
-        address.dsn,
-        timeout=timeout,
-        command_timeout=statement_timeout + _PATIENCE,
-        server_settings={
-            "application_name": application,
-            "search_path": quoted(address.schema),
-            "timezone": "UTC",
-            "jit": "off",
-            "default_transaction_isolation": "read committed",
-            "statement_timeout": _milliseconds(statement_timeout),
-            "lock_timeout": _milliseconds(lock_timeout),
-            "idle_in_transaction_session_timeout": _milliseconds(lock_timeout),
-            "tcp_keepalives_idle": "10",
-            "tcp_keepalives_interval": "5",
-            "tcp_keepalives_count": "3",
-            "tcp_user_timeout": "20000",
-            "client_connection_check_interval": "5000",
-            **(settings or {}),
-        },
-    )
+
+    async def connected(password: str | None) -> PostgresConnection:
+        return await asyncpg.connect(
+            address.dsn,
+            password=password,
+            timeout=timeout,
+            command_timeout=statement_timeout + _PATIENCE,
+            server_settings={
+                "application_name": application,
+                "search_path": quoted(address.schema),
+                "timezone": "UTC",
+                "jit": "off",
+                "default_transaction_isolation": "read committed",
+                "statement_timeout": _milliseconds(statement_timeout),
+                "lock_timeout": _milliseconds(lock_timeout),
+                "idle_in_transaction_session_timeout": _milliseconds(lock_timeout),
+                "tcp_keepalives_idle": "10",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
+                "tcp_user_timeout": "20000",
+                "client_connection_check_interval": "5000",
+                **(settings or {}),
+            },
+        )
+
+    source = address.passwords
+    if source is None:
+        return await connected(None)
+    password = await _had(source.password())
+    try:
+        return await connected(password)
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError):
+        renewed = await _had(source.renewed())
+        if hmac.compare_digest(renewed.encode(), password.encode()):
+            raise
+    return await connected(renewed)
+
+
+async def _had(password: Awaitable[str]) -> str:
+    try:
+        return await password
+    except KisekiError as problem:
+        raise PasswordUnavailable(str(problem)) from problem
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Final
 
 import asyncpg
 
-__all__ = ["is_unavailable", "reason"]
+__all__ = ["PasswordUnavailable", "is_unavailable", "reason"]
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html; the longest prefix that fits says the reason.
 _REASONS: Final = {
@@ -36,6 +36,13 @@ _REASONS: Final = {
     "57P05": "the server ended an idle session",
     "58": "the server has a fault of its own (input/output)",
 }
+
+
+class PasswordUnavailable(OSError):
+    """The password of a database can't be had from where its URL says it is; the message says why, and names no value.
+
+    Whoever waits for a server waits for this in the same way.
+    """
 
 
 def is_unavailable(problem: BaseException) -> bool:
@@ -79,6 +86,8 @@ def _reason_of_state(state: str) -> str | None:
 
 
 def _reason_of_system(problem: OSError) -> str:
+    if isinstance(problem, PasswordUnavailable):
+        return str(problem)
     if isinstance(problem, TimeoutError):
         return "the server did not answer in time"
     if isinstance(problem, ConnectionRefusedError):

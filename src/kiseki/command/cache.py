@@ -12,7 +12,17 @@ __all__ = ["CachedState", "StateCache"]
 class CachedState:
     """One stream's state as this process knows it. The journal's condition decides, never this."""
 
-    __slots__ = ("last_used", "lock", "sequence_number", "snapshot_at", "state", "subjects", "users")
+    __slots__ = (
+        "forgotten",
+        "is_erased",
+        "last_used",
+        "lock",
+        "sequence_number",
+        "snapshot_at",
+        "state",
+        "subjects",
+        "users",
+    )
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -23,6 +33,10 @@ class CachedState:
         self.snapshot_at = 0
         self.subjects: frozenset[str] = frozenset()
         """Whose personal data the state may hold."""
+        self.is_erased = False
+        """Whether the stream's events erase its own subject. Such a stream has no snapshots, so nothing is missed."""
+        self.forgotten = 0
+        """How often `forget` was called: what was read before is not remembered after it."""
         self.last_used = 0.0
         self.users = 0
         """Commands that hold or wait for the lock; such an entry is not evicted."""
@@ -33,6 +47,8 @@ class CachedState:
         self.sequence_number = -1
         self.snapshot_at = 0
         self.subjects = frozenset()
+        self.is_erased = False
+        self.forgotten += 1
 
 
 class StateCache:

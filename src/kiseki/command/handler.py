@@ -9,12 +9,13 @@ import asyncio
 import dataclasses
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from kiseki.command.cache import CachedState, StateCache
+from kiseki.command.erasure import ERASED_AGAIN_BY, CommandErasures, claim_changes
 from kiseki.command.errors import CommandConflict, DecisionFailed
 from kiseki.command.idempotency import IdempotencyKey, IdempotencyKeys
 from kiseki.command.loader import Loader
@@ -29,12 +30,13 @@ from kiseki.journal.port import (
 )
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.command import Command, CommandMetadata
-from kiseki.kernel.decider import Decider, Rejected, Take, command_name
-from kiseki.kernel.errors import KisekiError, Unavailable
+from kiseki.kernel.decider import Decider, Rejected, command_name
+from kiseki.kernel.erasure import ErasureLog, NoErasureLog
+from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.event import Event
 from kiseki.kernel.ports import Clock, IdSource, Protector, Telemetry
 from kiseki.kernel.shapes import RecordShape
-from kiseki.kernel.streams import stream_name
+from kiseki.kernel.streams import StreamId, stream_name
 
 __all__ = ["CommandHandler", "CommandRequest", "CommandResult"]
 
@@ -79,6 +81,8 @@ class _Work(NamedTuple):
     keyed: _Keyed | None
     stream: str
     entry: CachedState
+    held: Sequence[ClaimChange] = ()
+    """Claims to give back besides, when it erases somebody whose values can't be read any more."""
 
 
 class CommandHandler:
@@ -99,7 +103,9 @@ class CommandHandler:
         idempotency: IdempotencyKeys,
         snapshot_every: int,
         attempts: int = 12,
+        erasure_log: ErasureLog | None = None,
     ) -> None:
+        """`erasure_log` hears of erasures before they become facts; without one nobody does."""
         self._deciders = deciders
         self._journal = journal
         self._loader = loader
@@ -115,6 +121,14 @@ class CommandHandler:
         self._names = {command: command_name(command) for command in deciders}
         self._shapes = {command: RecordShape(command) for command in deciders}
         self._background: set[asyncio.Task[None]] = set()
+        self._erasures = CommandErasures(
+            deciders=deciders.values(),
+            journal=journal,
+            delete_snapshots=loader.delete_snapshots,
+            codec=codec,
+            protector=protector,
+            log=erasure_log or NoErasureLog(),
+        )
 
     async def handle(self, command: Command, request: CommandRequest) -> CommandResult:
         """Decides a command and makes its events durable.
@@ -141,6 +155,24 @@ class CommandHandler:
             self._telemetry.command(name, outcome, self._clock.monotonic() - started)
         return result
 
+    async def erase_again(self, stream: str, name: str, held: Sequence[tuple[str, str]] = ()) -> CommandResult:
+        """Makes the fact of an erasure again, that a restored journal has lost: the command of this name is decided on
+        what the journal holds now. `held` are claims (scope and digest) that the stream holds, to be given back.
+
+        Raises Rejected when the decider does not want it now, KeyError for a name that is no command of a stream, and
+        what `handle` raises.
+        """
+        command_type = {known: command for command, known in self._names.items()}[name]
+        decider = self._deciders[command_type]
+        id_field = decider.stream_id_field(command_type)
+        if id_field is None:
+            raise KeyError(name)
+        make: Callable[..., Command] = command_type
+        command = make(**{id_field: StreamId(stream.partition("-")[2])})
+        request = CommandRequest(actor=ERASED_AGAIN_BY, correlation_id=self._ids.new_id())
+        changes = tuple(ClaimChange(scope, digest, take=False) for scope, digest in held)
+        return await self._addressed(command, request, None, changes)
+
     async def close(self) -> None:
         """Waits for snapshots that are being saved."""
         while self._background:
@@ -165,7 +197,7 @@ class CommandHandler:
             keyed = _Keyed(digest, self._idempotency.command_hash(self._names[type(command)], dumped))
             record = await self._idempotency.recall(digest, keyed.command_hash)
             if record is not None:
-                return _first_answer(record)
+                return await self._first_answer(record)
             try:
                 return await self._addressed(command, request, keyed)
             except IdempotencyTaken:
@@ -173,9 +205,15 @@ class CommandHandler:
                 record = await self._idempotency.recall(digest, keyed.command_hash)
                 if record is None:
                     raise
-                return _first_answer(record)
+                return await self._first_answer(record)
 
-    async def _addressed(self, command: Command, request: CommandRequest, keyed: _Keyed | None) -> CommandResult:
+    async def _first_answer(self, record: IdempotencyRecord) -> CommandResult:
+        await self._erasures.make_sure_again(record.stream)
+        return CommandResult(stream=record.stream, sequence_number=record.sequence_number, events=0)
+
+    async def _addressed(
+        self, command: Command, request: CommandRequest, keyed: _Keyed | None, held: Sequence[ClaimChange] = ()
+    ) -> CommandResult:
         decider = self._deciders[type(command)]
         id_field = decider.stream_id_field(type(command))
         stream_id = self._ids.new_id() if id_field is None else getattr(command, id_field)
@@ -186,7 +224,7 @@ class CommandHandler:
                 if id_field is None and entry.sequence_number < 0:
                     # The id is new, so there is nothing to load; the journal's condition would find out.
                     entry.state, entry.sequence_number = decider.initial, 0
-                return await self._decide_and_append(_Work(decider, command, request, keyed, stream, entry))
+                return await self._decide_and_append(_Work(decider, command, request, keyed, stream, entry, held))
         finally:
             self._cache.leave(entry)
             self.evict()
@@ -210,7 +248,18 @@ class CommandHandler:
             command = dataclasses.replace(work.command, metadata=metadata)
             events, state, claims = self._decide(decider, command, entry.state)
             if not events:
-                return CommandResult(stream=stream, sequence_number=entry.sequence_number, events=0)
+                result = CommandResult(stream=stream, sequence_number=entry.sequence_number, events=0)
+                if entry.is_erased:
+                    # What is answered as done has to be done: an earlier call may have failed after its commit.
+                    await self._erasures.make_sure(stream)
+                return result
+            erased = self._erasures.subjects(stream, events)
+            if erased:
+                await self._erasures.begin(erased, stream, work.command)
+                if stream in erased:
+                    releases = await self._erasures.releases(decider, stream, entry.sequence_number, claims)
+                    claims = [*claims, *(change for change in (*releases, *work.held) if change not in claims)]
+            at, forgotten = entry.sequence_number, entry.forgotten
             try:
                 subjects = await self._append(work, events, claims, metadata)
             except Conflict:
@@ -229,12 +278,13 @@ class CommandHandler:
             except BaseException:
                 entry.forget()
                 raise
-            entry.state = state
-            entry.sequence_number += len(events)
-            entry.subjects |= subjects
-            result = CommandResult(stream=stream, sequence_number=entry.sequence_number, events=len(events))
-            await self._after_commit(work, events)
-            return result
+            if entry.forgotten == forgotten:  # else somebody was erased meanwhile, and the state may hold their data
+                entry.state = state
+                entry.sequence_number = at + len(events)
+                entry.subjects |= subjects
+                entry.is_erased |= stream in erased
+            await self._after_commit(work, erased)
+            return CommandResult(stream=stream, sequence_number=at + len(events), events=len(events))
         raise CommandConflict(
             f"{stream} is being written by others; the command met a conflict {self._attempts} times, send it again"
         )
@@ -249,15 +299,7 @@ class CommandHandler:
         try:
             events = tuple(decider.decide(command, state))
             for event in events:
-                if decider.claims is not None:
-                    claims.extend(
-                        ClaimChange(
-                            claim.scope,
-                            self._protector.digest(f"claim|{claim.scope}", claim.value),
-                            isinstance(claim, Take),
-                        )
-                        for claim in decider.claims(state, event)
-                    )
+                claims.extend(claim_changes(decider, state, event, self._protector))
                 state = decider.evolve(state, event)
         except KisekiError:
             raise
@@ -298,10 +340,13 @@ class CommandHandler:
         self._telemetry.appended(len(events), self._clock.monotonic() - started)
         return self._codec.subjects_of_encoded(stream, encoded)
 
-    async def _after_commit(self, work: _Work, events: Sequence[Event]) -> None:
+    async def _after_commit(self, work: _Work, erased: Sequence[str]) -> None:
         entry = work.entry
-        await self._erase_subjects(work.stream, events)
-        if entry.sequence_number - entry.snapshot_at >= self._snapshot_every:
+        if erased:
+            for subject in erased:
+                self._cache.forget_subject(subject)
+            await self._erasures.carry_out(work.stream, erased)
+        if not entry.is_erased and entry.sequence_number - entry.snapshot_at >= self._snapshot_every:
             entry.snapshot_at = entry.sequence_number
             task = asyncio.create_task(
                 self._loader.save_snapshot(
@@ -311,21 +356,3 @@ class CommandHandler:
             )
             self._background.add(task)
             task.add_done_callback(self._background.discard)
-
-    async def _erase_subjects(self, stream: str, events: Sequence[Event]) -> None:
-        for event in events:
-            shape = self._codec.schema.shape_of(type(event))
-            if not shape.type.erases_subject:
-                continue
-            subject = stream if shape.subject_field is None else str(getattr(event, shape.subject_field))
-            try:
-                await self._protector.erase(subject)
-                await self._loader.delete_snapshots(stream)
-            except Unavailable as problem:
-                # The fact is recorded, and whoever follows the journal destroys the key because of it.
-                _log.warning("the keys of %s are not yet destroyed: %s", subject, problem)
-            self._cache.forget_subject(subject)
-
-
-def _first_answer(record: IdempotencyRecord) -> CommandResult:
-    return CommandResult(stream=record.stream, sequence_number=record.sequence_number, events=0)

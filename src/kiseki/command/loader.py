@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kiseki.command.cache import CachedState
+from kiseki.command.erasure import erasing_names
 from kiseki.journal.port import Journal, Snapshot, SnapshotStore
 from kiseki.kernel.codec import EventCodec, StateCodec
 from kiseki.kernel.decider import Decider
@@ -16,6 +17,29 @@ from kiseki.kernel.ports import Clock, Protector, Telemetry
 __all__ = ["Loader"]
 
 _log = logging.getLogger(__name__)
+
+
+class _Loaded:
+    """A state while it is being read; the entry gets it at the end, or not."""
+
+    __slots__ = ("from_snapshot", "is_erased", "sequence_number", "snapshot_at", "state", "subjects")
+
+    def __init__(
+        self,
+        state: Any,
+        sequence_number: int,
+        snapshot_at: int,
+        subjects: frozenset[str],
+        *,
+        is_erased: bool,
+        from_snapshot: bool = False,
+    ) -> None:
+        self.state = state
+        self.sequence_number = sequence_number
+        self.snapshot_at = snapshot_at
+        self.subjects = subjects
+        self.is_erased = is_erased
+        self.from_snapshot = from_snapshot
 
 
 class Loader:
@@ -45,6 +69,7 @@ class Loader:
         self._telemetry = telemetry
         self._clock = clock
         self._keep = snapshots_keep
+        self._erasing: frozenset[str] = frozenset().union(*(erasing_names(decider) for decider in deciders.values()))
         self._states = {
             aggregate_type: StateCodec(decider, protector, random_bytes) for aggregate_type, decider in deciders.items()
         }
@@ -56,30 +81,45 @@ class Loader:
         """
         decider = self._deciders[aggregate_type]
         try:
-            from_snapshot = False
-            if entry.sequence_number < 0:
-                entry.state, entry.sequence_number = decider.initial, 0
-                from_snapshot = await self._from_snapshot(aggregate_type, stream, entry)
-            count = 0
-            async for page in self._journal.read(stream, entry.sequence_number):
-                events = await self._codec.decode(page)
-                state = entry.state
-                for event in events:
-                    state = decider.evolve(state, event)
-                entry.state = state
-                entry.sequence_number = page[-1].sequence_number
-                entry.subjects |= self._codec.subjects(page)
-                count += len(page)
+            while True:
+                forgotten, count = entry.forgotten, 0
+                loaded = await self._load(decider, stream, entry)
+                async for page in self._journal.read(stream, loaded.sequence_number):
+                    events = await self._codec.decode(page)
+                    state = loaded.state
+                    for event in events:
+                        state = decider.evolve(state, event)
+                    loaded.state = state
+                    loaded.sequence_number = page[-1].sequence_number
+                    loaded.subjects |= self._codec.subjects(page)
+                    loaded.is_erased |= any(
+                        event.type in self._erasing and event.subject in (None, stream) for event in page
+                    )
+                    count += len(page)
+                if entry.forgotten == forgotten:
+                    break
+                # Somebody was erased while this was read: it may hold what must not be remembered.
         except BaseException:
             entry.forget()
             raise
-        self._telemetry.loaded(aggregate_type, count, cached=False, from_snapshot=from_snapshot)
+        entry.state, entry.sequence_number = loaded.state, loaded.sequence_number
+        entry.snapshot_at, entry.subjects, entry.is_erased = loaded.snapshot_at, loaded.subjects, loaded.is_erased
+        self._telemetry.loaded(aggregate_type, count, cached=False, from_snapshot=loaded.from_snapshot)
 
-    async def _from_snapshot(self, aggregate_type: str, stream: str, entry: CachedState) -> bool:
+    async def _load(self, decider: Decider[Any, Any, Any], stream: str, entry: CachedState) -> _Loaded:
+        """What is known so far: from the entry, else from a snapshot, else nothing."""
+        if entry.sequence_number >= 0:
+            return _Loaded(
+                entry.state, entry.sequence_number, entry.snapshot_at, entry.subjects, is_erased=entry.is_erased
+            )
+        snapshot = await self._from_snapshot(decider.aggregate_type, stream)
+        return snapshot or _Loaded(decider.initial, 0, 0, frozenset(), is_erased=False)
+
+    async def _from_snapshot(self, aggregate_type: str, stream: str) -> _Loaded | None:
         codec = self._states[aggregate_type]
         snapshot = await self._snapshots.load_snapshot(stream, codec.schema)
         if snapshot is None:
-            return False
+            return None
         try:
             decoded = await codec.decode(stream, snapshot.sequence_number, snapshot.data)
         except Unavailable:
@@ -87,12 +127,12 @@ class Loader:
         except KisekiError as problem:
             self._telemetry.snapshot(aggregate_type, "unreadable")
             _log.warning("snapshot of %s at %d is passed over: %s", stream, snapshot.sequence_number, problem)
-            return False
+            return None
         if decoded is None:
-            return False
-        entry.state, entry.subjects = decoded
-        entry.sequence_number = entry.snapshot_at = snapshot.sequence_number
-        return True
+            return None
+        state, subjects = decoded
+        number = snapshot.sequence_number
+        return _Loaded(state, number, number, subjects, is_erased=False, from_snapshot=True)
 
     async def save_snapshot(
         self, aggregate_type: str, stream: str, sequence_number: int, state: Any, subjects: frozenset[str]

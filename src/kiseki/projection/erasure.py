@@ -1,4 +1,5 @@
 """`Erasures`: makes sure that the keys of erased subjects are destroyed, whatever happened to who recorded the fact.
+`ErasedRows`: whether the read models that answer queries have applied it.
 
 The command side destroys the keys right after the commit; a crash in between leaves the fact without the deed. Whoever
 follows the journal therefore does it again, before it applies the page, once for all projections of a process.
@@ -7,15 +8,21 @@ follows the journal therefore does it again, before it applies the page, once fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from kiseki.journal.port import Commit
 from kiseki.kernel.decider import Decider
 from kiseki.kernel.personal import Erased
 from kiseki.kernel.ports import Protector
+from kiseki.projection.port import BuildCatalog, BuildMissing, BuildState
+from kiseki.projection.projection import Projection
+from kiseki.projection.subscription import Subscription
 
-__all__ = ["Erasures"]
+__all__ = ["ErasedRows", "Erasures"]
+
+_AT_ONCE: Final = 1_000
+_LOOK_EVERY: Final = 0.1
 
 
 class Erasures:
@@ -68,3 +75,61 @@ class Erasures:
             self._done[subject] = None
         while len(self._done) > self._remember:
             del self._done[next(iter(self._done))]
+
+
+class ErasedRows:
+    """Looks from outside whether live builds have applied erasing facts; whoever replays erasures asks before a
+    process serves. A build that is restored from before an erasure still has the person's rows until it has."""
+
+    def __init__(
+        self,
+        *,
+        projections: Iterable[Projection],
+        deciders: Sequence[Decider[Any, Any, Any]],
+        builds: BuildCatalog,
+        look_every: float = _LOOK_EVERY,
+    ) -> None:
+        """`look_every`: seconds between two looks of `until_applied`."""
+        self._subscriptions = {projection.name: Subscription(projection, deciders) for projection in projections}
+        self._builds = builds
+        self._look_every = look_every
+
+    async def behind(self, facts: Mapping[str, int]) -> set[str]:
+        """The streams whose fact, of this sequence number, some live build is still to apply; parked ones are for an
+        operator. Raises Unavailable."""
+        waiting, _ = await self._look(facts)
+        return waiting
+
+    async def until_applied(self, facts: Mapping[str, int]) -> set[str]:
+        """Returns when all have applied them, except the streams that are parked, which are given.
+
+        Waits for whatever is unavailable, and for an updater, in whatever process it runs.
+        """
+        parked: set[str] = set()
+        waiting = set(facts)
+        while waiting:
+            waiting, more = await self._look({stream: facts[stream] for stream in waiting})
+            parked |= more
+            if waiting:
+                await asyncio.sleep(self._look_every)
+        return parked
+
+    async def _look(self, facts: Mapping[str, int]) -> tuple[set[str], set[str]]:
+        waiting: set[str] = set()
+        parked: set[str] = set()
+        if not facts:
+            return waiting, parked
+        for build in await self._builds.builds():
+            subscription = self._subscriptions.get(build.name.projection)
+            if build.state is not BuildState.LIVE or subscription is None:
+                continue
+            streams = [stream for stream in facts if subscription.follows(stream)]
+            try:
+                for start in range(0, len(streams), _AT_ONCE):
+                    progress = await self._builds.progress(build.name, streams[start : start + _AT_ONCE])
+                    for stream, one in progress.items():
+                        if one.sequence_number < facts[stream]:
+                            (waiting if one.parked is None else parked).add(stream)
+            except BuildMissing:
+                continue  # it answers no query either, and is built again
+        return waiting, parked

@@ -24,7 +24,7 @@ class Digests:
     have to stay the same when the master key is rotated.
     """
 
-    __slots__ = ("_digest_key", "_pseudonym_key")
+    __slots__ = ("_digest_key", "_pseudonym_key", "key_store_id", "ledger_key")
 
     def __init__(self, root: bytes) -> None:
         """`root` is 32 random bytes. Raises DefinitionError for another length."""
@@ -32,6 +32,10 @@ class Digests:
             raise DefinitionError(f"the root of digests is {ROOT_BYTES} bytes, not {len(root)}")
         self._digest_key = _derive(root, b"kiseki/digest/1")
         self._pseudonym_key = _derive(root, b"kiseki/pseudonym/1")
+        self.ledger_key = _derive(root, b"kiseki/erasure-ledger/1")
+        """Authenticates the ledger of erasures: outside of it, and the same in every copy of the key store."""
+        self.key_store_id = _derive(root, b"kiseki/key-store-id/1")[:16].hex()
+        """Tells one key store from another (32 hex digits), and nothing of the root. A restored copy has the same."""
 
     def digest(self, scope: str, value: str) -> str:
         """64 hex digits, the same for the same scope and value."""

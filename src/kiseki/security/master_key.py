@@ -1,6 +1,6 @@
 """Master keys wrap what the key store holds: the port `KeyWrapper`, and a local key in a file.
 
-A key management service is another implementation of the port.
+Key management services are other implementations of the port.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.errors import KisekiError, Unavailable
 
 __all__ = [
     "MASTER_KEY_BYTES",
     "KeyWrapper",
     "LocalMasterKey",
+    "MasterKey",
     "MasterKeyMissing",
     "MasterKeyRefused",
+    "MasterKeyUnavailable",
     "WrappedKeyBroken",
     "wrapped_by",
 ]
@@ -38,7 +40,7 @@ _FORMAT: Final = b"kiseki-wrapped-1|"
 
 
 class MasterKeyRefused(KisekiError):
-    """A master key file can't be used as it is."""
+    """A master key can't be used as it is, or its setting can't be understood."""
 
     code = "MASTER_KEY_REFUSED"
 
@@ -47,6 +49,12 @@ class MasterKeyMissing(KisekiError):
     """A key was wrapped by a master key that this process does not have."""
 
     code = "MASTER_KEY_MISSING"
+
+
+class MasterKeyUnavailable(Unavailable):
+    """The service that has the master key can't be used now; what is cached goes on until its time is up."""
+
+    code = "MASTER_KEY_UNAVAILABLE"
 
 
 class WrappedKeyBroken(KisekiError):
@@ -59,7 +67,8 @@ class KeyWrapper(Protocol):
     """Wraps keys with a master key.
 
     The wrapped form starts with the master key's id and a zero byte, whoever wrapped it, so that anyone can tell what
-    reads it (`wrapped_by`). An implementation unwraps what its older master keys wrapped as long as it has them.
+    reads it (`wrapped_by`). An implementation unwraps what its older master keys wrapped as long as it has them. For
+    all kinds see `master_keys`.
     """
 
     @property
@@ -73,6 +82,18 @@ class KeyWrapper(Protocol):
 
     async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """What was wrapped. Raises MasterKeyMissing, WrappedKeyBroken, Unavailable."""
+        ...
+
+
+class MasterKey(KeyWrapper, Protocol):
+    """One master key of some kind, among others."""
+
+    def reads(self, key_id: str) -> bool:
+        """Whether it unwraps what the master key of this id wrapped."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of connections; again is fine."""
         ...
 
 
@@ -122,6 +143,13 @@ class LocalMasterKey:
         except OSError as problem:
             raise MasterKeyRefused(f"the master key {path} can't be made: {problem.strerror}") from problem
         return cls.load(path, previous=previous)
+
+    def reads(self, key_id: str) -> bool:
+        """As MasterKey."""
+        return key_id in self._ciphers
+
+    async def close(self) -> None:
+        """As MasterKey: nothing to do."""
 
     async def wrap(self, plain: bytes, context: bytes) -> bytes:
         """As KeyWrapper; does not suspend."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from functools import partial
 from typing import Final, Self, TypeAlias
 
+from kiseki.kernel.erasure import ErasureLog, NoErasureLog, PlannedErasure
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.personal import ERASED, Erased
 from kiseki.kernel.ports import Clock, SubjectCipher, SubjectErased
@@ -52,9 +53,12 @@ class KeyProtector:
         capacity: int = 10_000,
         ttl: float = 300.0,
         hear_every: float = 1.0,
+        erasure_log: ErasureLog | None = None,
     ) -> None:
-        """`capacity` subjects are remembered; `ttl` and `hear_every` are seconds."""
+        """`capacity` subjects are remembered; `ttl` and `hear_every` are seconds. `erasure_log` hears of every erasure
+        before its keys are destroyed; it may be given later, since a ledger needs what is in the key store."""
         self._store = store
+        self.erasure_log: ErasureLog = erasure_log or NoErasureLog()
         self._wrapper = wrapper
         self._digests = digests
         self._clock = clock
@@ -107,10 +111,17 @@ class KeyProtector:
         return alive
 
     async def erase(self, subject: str) -> None:
-        """As Protector. Also for a subject without keys: it never gets any.
+        """As Protector. Also for a subject without keys: it never gets any. The log of erasures knows it before.
 
         Raises InvalidValue for what is no stream name.
         """
+        _check(subject)
+        await self.erasure_log.begin(PlannedErasure(subject=subject, stream=""))
+        await self.destroy(subject)
+        await self.erasure_log.finish(subject)
+
+    async def destroy(self, subject: str) -> None:
+        """As `erase`, for a subject that is in the log of erasures already: what replays it uses this."""
         _check(subject)
         try:
             await self._store.erase(subject, self._clock.now())
@@ -134,6 +145,11 @@ class KeyProtector:
         for subject in heard.subjects:
             self._forget(subject)
             self._erased(subject)
+
+    @property
+    def digests(self) -> Digests:
+        """The keyed hashes of this key store; for the ledger of erasures."""
+        return self._digests
 
     def digest(self, scope: str, value: str) -> str:
         """As Protector: HMAC-SHA-256, 64 hex digits."""

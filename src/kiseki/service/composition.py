@@ -20,10 +20,9 @@ from kiseki.graphql.documents import DocumentCache
 from kiseki.graphql.endpoint import GraphQLEndpoint
 from kiseki.graphql.limits import DocumentLimits
 from kiseki.graphql.schema import command_schema, query_schema, sdl
-from kiseki.kernel.audit import NoAudit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.errors import KisekiError
-from kiseki.kernel.ports import Clock, IdSource, Telemetry
+from kiseki.kernel.ports import AuditUnavailable, Clock, Identity, IdSource, Telemetry
 from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
@@ -32,12 +31,15 @@ from kiseki.projection.sweeper import HasHeads, Sweeper, SweeperSettings
 from kiseki.projection.updater import Updater
 from kiseki.query.queries import Queries
 from kiseki.query.waiting import ConsistencyWaiter
+from kiseki.security.audit.log import AuditLog
 from kiseki.service.admin import AdminPages
 from kiseki.service.development import DEVELOPMENT_SUBJECT, DevelopmentIdentity
-from kiseki.service.gate import Gate, Unlimited
+from kiseki.service.gate import Gate
 from kiseki.service.health import Health
+from kiseki.service.identity import DEVELOPMENT_ISSUER, open_identity
 from kiseki.service.kinds import Parts
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
+from kiseki.service.limits import client_addresses, rate_limits
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
@@ -45,7 +47,6 @@ from kiseki.service.stores import Stores
 __all__ = ["Components", "ServedApi", "compose", "make_updater"]
 
 _EVICT_INTERVAL: Final = 10.0
-_ISSUER: Final = "kiseki-development"
 
 
 class ServedApi(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,8 @@ class Components(msgspec.Struct, frozen=True, kw_only=True):
     """What a process runs."""
 
     apis: Sequence[ServedApi]
-    gate: Gate
+    gate: Gate | None
+    """Before every API; None without one."""
     admin: AdminPages | None
     measure: Callable[[], Awaitable[Sequence[Sample]]]
     """Gauges of projections, measured from outside. Raises Unavailable."""
@@ -85,13 +87,23 @@ async def compose(
     metrics: Metrics,
     health: Health,
     shutdown: CoordinatedShutdown,
+    audit: AuditLog,
 ) -> Components:
     """Builds the parts on open stores, which are closed at shutdown. Raises KisekiError, one clear line."""
     shutdown.add(Phase.SYSTEM_TERMINATE, "stores", stores.close)
+    health.add_remote("audit", partial(_check_audit, audit))
     health.add_remote("journal", stores.check_journal)
     health.add_remote("keys", stores.check_keys)
     composer = _Composer(
-        application, settings, stores, clock=clock, ids=ids, metrics=metrics, health=health, shutdown=shutdown
+        application,
+        settings,
+        stores,
+        clock=clock,
+        ids=ids,
+        metrics=metrics,
+        health=health,
+        shutdown=shutdown,
+        audit=audit,
     )
     running: dict[str, Callable[[], Coroutine[None, None, None]]] = {}
     updater = composer.updater() if parts.updater else None
@@ -108,12 +120,9 @@ async def compose(
         admin = AdminPages(
             application.admin, endpoint=served.endpoint, access=application.access, auditor=composer.auditor
         )
-    # The development user may do all that the application knows roles for; nobody else exists in this profile.
-    roles = frozenset({"user", "admin"}) | application.access.roles
-    identity = DevelopmentIdentity(actor=stores.protector.pseudonym(_ISSUER, DEVELOPMENT_SUBJECT), roles=roles)
     return Components(
         apis=apis,
-        gate=Gate(identity, limits=Unlimited(), addresses=_Peers(), auditor=composer.auditor),
+        gate=await composer.gate() if apis else None,
         admin=admin,
         measure=composer.measure if parts.updater else _nothing,
         running=[asyncio.create_task(run(), name=name) for name, run in running.items()],
@@ -157,6 +166,7 @@ class _Composer:
         metrics: Metrics,
         health: Health,
         shutdown: CoordinatedShutdown,
+        audit: AuditLog,
     ) -> None:
         self._application = application
         self._settings = settings
@@ -166,7 +176,22 @@ class _Composer:
         self._metrics = metrics
         self._health = health
         self._shutdown = shutdown
-        self.auditor = NoAudit()
+        self.auditor = audit
+
+    async def gate(self) -> Gate:
+        """What every request passes: addresses, identity, limits."""
+        settings, protector = self._settings, self._stores.protector
+        opened = await open_identity(settings, clock=self._clock, auditor=self.auditor, pseudonym=protector.pseudonym)
+        self._shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "identity", opened.close)
+        identity: Identity = opened.identity
+        if settings.development:
+            # May do all that the application knows roles for; nobody is let in like this in another profile.
+            roles = frozenset({"user", "admin"}) | self._application.access.roles
+            actor = protector.pseudonym(DEVELOPMENT_ISSUER, DEVELOPMENT_SUBJECT)
+            identity = DevelopmentIdentity(actor=actor, roles=roles, tokens=identity)
+        limits = rate_limits(settings, clock=self._clock, auditor=self.auditor, digest=protector.digest)
+        self._shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "rate limits", limits.close)
+        return Gate(identity, limits=limits, addresses=client_addresses(settings), auditor=self.auditor)
 
     def updater(self) -> Updater:
         updater = make_updater(
@@ -312,6 +337,6 @@ async def _evict_forever(handler: CommandHandler) -> None:
         handler.evict()
 
 
-class _Peers:
-    def resolve(self, peer: str | None, forwarded_for: Sequence[bytes]) -> str:
-        return peer or "unknown"
+async def _check_audit(audit: AuditLog) -> None:
+    if not audit.healthy:
+        raise AuditUnavailable(f"security events can't be recorded: {audit.problem}")

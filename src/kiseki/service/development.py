@@ -10,7 +10,7 @@ import ipaddress
 import re
 from typing import Final
 
-from kiseki.kernel.ports import Credentials, Principal, Unauthenticated
+from kiseki.kernel.ports import Credentials, Identity, Principal, Unauthenticated
 
 __all__ = ["DEVELOPMENT_SUBJECT", "DevelopmentIdentity", "is_loopback_host", "is_loopback_peer"]
 
@@ -24,12 +24,16 @@ _LOOPBACK_HOST: Final = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5
 class DevelopmentIdentity:
     """Implements the Identity port: requests from loopback are the development user, with every role asked for."""
 
-    def __init__(self, *, actor: str, roles: frozenset[str]) -> None:
+    def __init__(self, *, actor: str, roles: frozenset[str], tokens: Identity | None = None) -> None:
+        """`tokens` knows the tokens of requests that bring one; without it none is believed."""
+        self._tokens = tokens
         self._principal = Principal(subject=DEVELOPMENT_SUBJECT, actor=actor, roles=roles, user_id=DEVELOPMENT_SUBJECT)
 
     async def identify(self, credentials: Credentials) -> Principal:
-        """The development user. Raises Unauthenticated for a request that brings credentials (there is nothing to check
-        them with), or that did not come straight from this machine."""
+        """The development user, or whoever a token names. Raises Unauthenticated for a token that is not believed, and
+        without one for a request that did not come straight from this machine."""
+        if credentials.authorization and self._tokens is not None:
+            return await self._tokens.identify(credentials)
         if credentials.authorization:
             malformed = len(credentials.authorization) > 1 or not _CREDENTIALS.fullmatch(credentials.authorization[0])
             raise Unauthenticated("invalid_request" if malformed else "invalid_token")

@@ -11,10 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, ItemsView, Mapping
 
 from kiseki.graphql.answers import Answer
-from kiseki.kernel.ports import IdSource
+from kiseki.kernel.ports import Auditor, IdSource
+from kiseki.service.admission import Admission
+from kiseki.service.cors import Cors
+from kiseki.service.hosts import ANY_HOST, Hosts
 from kiseki.service.protocol import ConnectionLimits
 from kiseki.service.responses import Receive, Scope, Send
-from kiseki.service.server import HttpServer
+from kiseki.service.server import HttpServer, ServerTls
 from kiseki.service.serving import Serving
 from kiseki.service.shell import Exchange, HttpLimits, HttpTelemetry, Route, Shell
 
@@ -36,12 +39,43 @@ class Door:
         keep_alive: float,
         ids: IdSource,
         telemetry: HttpTelemetry,
+        tls: ServerTls | None = None,
+        handshake_timeout: float = 10.0,
+        hosts: Hosts = ANY_HOST,
+        cors: Cors | None = None,
+        hsts: bool = False,
+        admission: Admission | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         self.name = name
         self.serving = Serving(time.monotonic)
-        self.app: App = _waiting(name, self.serving, limits, ids, telemetry)
+        refuse = Route(dict.fromkeys(("GET", "POST"), _refuse), graphql=True)
+        # The app of a process whose stores can't be reached: every request is refused for now.
+        self.app: App = Shell(
+            name,
+            routes={"/api/graphql": refuse},
+            prefixes={"/": Route(dict.fromkeys(("GET", "POST"), _refuse), any_host=True)},
+            serving=self.serving,
+            limits=limits,
+            ids=ids,
+            telemetry=telemetry,
+            hosts=hosts,
+            cors=cors,
+            hsts=hsts,
+            auditor=auditor,
+        )
         self.server = HttpServer(
-            self._answer, listener, serving=self.serving, limits=connections, keep_alive=keep_alive
+            self._answer,
+            listener,
+            serving=self.serving,
+            limits=connections,
+            keep_alive=keep_alive,
+            tls=tls,
+            handshake_timeout=handshake_timeout,
+            hsts=hsts,
+            admission=admission,
+            auditor=auditor,
+            api=name,
         )
         self._open = False
 
@@ -83,20 +117,6 @@ class Doors:
         """Closes those that are open."""
         for door in self._doors.values():
             await door.close()
-
-
-def _waiting(name: str, serving: Serving, limits: HttpLimits, ids: IdSource, telemetry: HttpTelemetry) -> Shell:
-    """The app of a process whose stores can't be reached: every request is refused for now."""
-    route = Route(dict.fromkeys(("GET", "POST"), _refuse), graphql=True)
-    return Shell(
-        name,
-        routes={"/api/graphql": route},
-        prefixes={"/": Route(dict.fromkeys(("GET", "POST"), _refuse))},
-        serving=serving,
-        limits=limits,
-        ids=ids,
-        telemetry=telemetry,
-    )
 
 
 async def _refuse(exchange: Exchange) -> Answer:

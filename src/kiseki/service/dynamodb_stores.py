@@ -8,6 +8,7 @@ from kiseki.clients.dynamodb import DynamoDbAddress
 from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
+from kiseki.security.identity.dynamodb_revocations import DynamoDbRevocations
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.store_family import ReadModels
 from kiseki.service.store_urls import StoreUrl
@@ -26,7 +27,8 @@ class DynamoDbStores:
         address = DynamoDbAddress.parse(url.text)
         if url.setting == "journal":
             return await DynamoDbJournal.migrate(address)
-        return await DynamoDbKeyStore.migrate(address)
+        made = [f"made or expanded the table {name}" for name in await DynamoDbRevocations.migrate(address)]
+        return [*await DynamoDbKeyStore.migrate(address), *made]
 
     async def journal(self, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> DynamoDbJournal:
         """As StoreFamily."""
@@ -43,6 +45,10 @@ class DynamoDbStores:
         return await DynamoDbKeyStore.open(
             DynamoDbAddress.parse(url.text), connections=self._settings.dynamodb_connections
         )
+
+    async def revocations(self, url: StoreUrl) -> DynamoDbRevocations:
+        """As StoreFamily."""
+        return await DynamoDbRevocations.open(DynamoDbAddress.parse(url.text))
 
     async def read_models(self, url: StoreUrl, *, clock: Clock) -> ReadModels:
         """As StoreFamily. Raises SettingsError: there are none."""

@@ -6,52 +6,21 @@ the subject after it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from kiseki.graphql.answers import Answer
 from kiseki.kernel.ports import AuditEvent, Auditor, Identity, Principal, Unauthenticated
+from kiseki.security.addresses import ClientAddresses
+from kiseki.security.limits.facade import RateLimits
+from kiseki.security.limits.verdict import Verdict
 from kiseki.service.shell import Exchange
 
-__all__ = ["Addresses", "Admitted", "Gate", "RateLimits", "Unlimited", "Verdict", "event_of", "with_fields"]
+__all__ = ["Admitted", "Gate", "event_of", "with_fields"]
 
 _CHALLENGE: Final = b'Bearer realm="kiseki"'
 _Fields = tuple[tuple[bytes, bytes], ...]
-
-
-class Verdict(Protocol):
-    """Whether a limit lets something through."""
-
-    @property
-    def allowed(self) -> bool:
-        """Whether it does."""
-        ...
-
-    def fields(self) -> _Fields:
-        """The header fields that tell a client about the limit; with `Retry-After` when it was hit."""
-        ...
-
-
-class RateLimits(Protocol):
-    """How often an address and a subject may ask."""
-
-    async def by_address(self, address: str) -> Verdict:
-        """One request of an address, whoever sends it."""
-        ...
-
-    async def by_subject(self, principal: Principal, address: str, cost: int = 1) -> Verdict:
-        """Units of work for a subject, whatever address it asks from."""
-        ...
-
-
-class Addresses(Protocol):
-    """Which address is the client's."""
-
-    def resolve(self, peer: str | None, forwarded_for: Sequence[bytes]) -> str:
-        """The client's address: the peer's, unless that is a proxy which is trusted to say."""
-        ...
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -63,29 +32,10 @@ class Admitted(msgspec.Struct, frozen=True):
     """Header fields for its answer."""
 
 
-class _NoLimit:
-    allowed = True
-
-    def fields(self) -> _Fields:
-        return ()
-
-
-class Unlimited:
-    """Limits nobody, for tests."""
-
-    async def by_address(self, address: str) -> Verdict:
-        """As RateLimits."""
-        return _NoLimit()
-
-    async def by_subject(self, principal: Principal, address: str, cost: int = 1) -> Verdict:
-        """As RateLimits."""
-        return _NoLimit()
-
-
 class Gate:
     """Lets requests in, or answers them."""
 
-    def __init__(self, identity: Identity, *, limits: RateLimits, addresses: Addresses, auditor: Auditor) -> None:
+    def __init__(self, identity: Identity, *, limits: RateLimits, addresses: ClientAddresses, auditor: Auditor) -> None:
         self._identity = identity
         self._auditor = auditor
         self._limits = limits
@@ -95,22 +45,27 @@ class Gate:
         """Who sent the request, or the refusal: 429, or 400 and 401 as RFC 6750 has them. Raises Unavailable."""
         credentials = exchange.head.credentials(exchange.peer)
         address = self._addresses.resolve(credentials.peer, exchange.head.forwarded_for)
-        verdict = await self._limits.by_address(address)
+        trace_id = exchange.trace_id
+        verdict = self._limits.by_address_now(address, trace_id=trace_id)
+        if verdict is None:
+            verdict = await self._limits.by_address(address, trace_id=trace_id)
         if not verdict.allowed:
             return _limited(exchange, verdict)
         try:
-            credentials = msgspec.structs.replace(credentials, address=address, trace_id=exchange.trace_id)
+            credentials = msgspec.structs.replace(credentials, address=address, trace_id=trace_id)
             principal = await self._identity.identify(credentials)
         except Unauthenticated as refused:
             return _unauthenticated(exchange, refused)
-        verdict = await self._limits.by_subject(principal, address)
+        verdict = self._limits.by_subject_now(principal, address, trace_id=trace_id)
+        if verdict is None:
+            verdict = await self._limits.by_subject(principal, address, trace_id=trace_id)
         if not verdict.allowed:
             return _limited(exchange, verdict)
         return Admitted(principal, address, verdict.fields())
 
     async def charge(self, exchange: Exchange, admitted: Admitted, units: int) -> Answer | None:
         """Takes further units of the subject's limit; the refusal when there are not that many."""
-        verdict = await self._limits.by_subject(admitted.principal, admitted.address, units)
+        verdict = await self._limits.by_subject(admitted.principal, admitted.address, units, trace_id=exchange.trace_id)
         return None if verdict.allowed else _limited(exchange, verdict)
 
     def forbid(self, exchange: Exchange, admitted: Admitted, operation: str) -> Answer:

@@ -36,6 +36,8 @@ class Head:
 
     __slots__ = (
         "accept",
+        "asked_headers",
+        "asked_method",
         "authorization",
         "bytes",
         "chunked",
@@ -49,6 +51,7 @@ class Head:
         "forwarded_for",
         "host",
         "idempotency_key",
+        "origin",
         "repeated",
         "traceparent",
         "unknown_coding",
@@ -58,6 +61,9 @@ class Head:
         self.bytes = 0
         """Size of all fields as sent, line ends included."""
         self.host: bytes | None = None
+        self.origin: bytes | None = None
+        self.asked_method: bytes | None = None
+        self.asked_headers: bytes | None = None
         self.authorization: tuple[bytes, ...] = ()
         self.accept: bytes | None = None
         self.content_type: bytes | None = None
@@ -117,9 +123,9 @@ def read_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
                 continue
             if getattr(head, known) is None:
                 setattr(head, known, value)
-            elif known == "accept":
+            elif known in _LISTS:
                 # A list field may be sent in parts (RFC 9110, 5.3).
-                head.accept = b"%s, %s" % (head.accept, value)
+                setattr(head, known, b"%s, %s" % (getattr(head, known), value))
             elif known in _IGNORED_WHEN_REPEATED:
                 setattr(head, known, b"")
             else:
@@ -139,8 +145,12 @@ def read_head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
 
 # W3C Trace Context asks to go on without a header that can't be trusted; a doubled one is such.
 _IGNORED_WHEN_REPEATED: Final = frozenset({"traceparent", "correlation"})
+_LISTS: Final = frozenset({"accept", "asked_headers"})
 _FIELDS: Final = {
     b"host": "host",
+    b"origin": "origin",
+    b"access-control-request-method": "asked_method",
+    b"access-control-request-headers": "asked_headers",
     b"authorization": "authorization",
     b"accept": "accept",
     b"content-type": "content_type",

@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from kiseki.kernel.errors import KisekiError
+from kiseki.security.masking import Masker
 
 __all__ = ["RequestIds", "configure_logging", "request_ids"]
 
@@ -39,8 +40,13 @@ _LIBRARIES: Final = ("botocore", "aiobotocore", "aiohttp", "urllib3", "sqlalchem
 """Their lower levels are for those who mend the libraries, and debug lines of botocore may show what was sent."""
 
 
-def configure_logging(*, level: str, log_format: str, role: str | None = None, stream: TextIO | None = None) -> None:
-    """Sends all logs of this process to a stream (standard error). Calling it again replaces what it did before."""
+def configure_logging(
+    *, level: str, log_format: str, role: str | None = None, stream: TextIO | None = None, masker: Masker | None = None
+) -> None:
+    """Sends all logs of this process to a stream (standard error). Calling it again replaces what it did before.
+
+    `masker` masks what looks like a secret in finished lines, wherever it came from.
+    """
     output = sys.stderr if stream is None else stream
     shared: Sequence[Processor] = (
         structlog.contextvars.merge_contextvars,
@@ -67,7 +73,11 @@ def configure_logging(*, level: str, log_format: str, role: str | None = None, s
         )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
-        processors=(structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last),
+        processors=(
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *last,
+            *(() if masker is None else (masker.processor,)),
+        ),
     )
     handler = logging.StreamHandler(output)
     handler.setFormatter(formatter)

@@ -9,6 +9,7 @@ from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.query.postgres.read_models import PostgresReadModels
+from kiseki.security.identity.postgres_revocations import PostgresRevocations
 from kiseki.security.postgres_key_store import PostgresKeyStore
 from kiseki.service.settings import Settings
 from kiseki.service.store_urls import StoreUrl
@@ -31,7 +32,7 @@ class PostgresStores:
         if url.setting == "journal":
             return await PostgresJournal.migrate(address)
         if url.setting == "keys":
-            return await PostgresKeyStore.migrate(address)
+            return [*await PostgresKeyStore.migrate(address), *await PostgresRevocations.migrate(address)]
         return await PostgresReadModels.migrate(address)
 
     async def journal(self, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> PostgresJournal:
@@ -47,6 +48,10 @@ class PostgresStores:
     async def keys(self, url: StoreUrl) -> PostgresKeyStore:
         """As StoreFamily."""
         return await PostgresKeyStore.open(_address(url), connections=self._settings.key_connections)
+
+    async def revocations(self, url: StoreUrl) -> PostgresRevocations:
+        """As StoreFamily."""
+        return await PostgresRevocations.open(_address(url))
 
     async def read_models(self, url: StoreUrl, *, clock: Clock) -> PostgresReadModels:
         """As StoreFamily."""

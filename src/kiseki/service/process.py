@@ -19,6 +19,8 @@ from kiseki.application.context import Application
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.kernel.errors import KisekiError
 from kiseki.projection.backoff import Backoff
+from kiseki.security.masking import Masker
+from kiseki.service.audit import open_audit, started_with
 from kiseki.service.composition import Components, ServedApi, compose
 from kiseki.service.doors import Door, Doors
 from kiseki.service.health import Health, disk_check
@@ -56,6 +58,7 @@ async def run_process(
     announce: Callable[[Listening], None],
     *,
     launch: Launch | None = None,
+    masker: Masker | None = None,
 ) -> bool:
     """Runs until shutdown; returns whether everything ended in time.
 
@@ -97,6 +100,9 @@ async def run_process(
             await doors.close()
             await management.close()
             return True
+        audit = await open_audit(settings, clock=SystemClock(), masker=masker or Masker())
+        shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "audit log", audit.close)
+        await audit.record(started_with(settings))
         components = await compose(
             parts,
             application,
@@ -107,6 +113,7 @@ async def run_process(
             metrics=metrics,
             health=health,
             shutdown=shutdown,
+            audit=audit,
         )
         exposition.measure = components.measure
         await _open_apis(components, settings, doors, metrics)
@@ -268,6 +275,7 @@ def _gauges(api: str, server: HttpServer, serving: Serving) -> Callable[[], list
 def _api_app(
     api: ServedApi, components: Components, settings: Settings, serving: Serving, metrics: Metrics
 ) -> Callable[..., Awaitable[None]]:
+    assert components.gate is not None  # noqa: S101  # there is one where there are APIs
     return api_app(
         api.name,
         endpoint=api.endpoint,

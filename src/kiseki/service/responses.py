@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from kiseki.graphql.answers import Answer
 
-__all__ = ["CLOSE", "SECURITY_HEADERS", "Page", "Receive", "Scope", "Send", "discard", "send_answer"]
+__all__ = ["CLOSE", "HSTS", "SECURITY_HEADERS", "Page", "Receive", "Scope", "Send", "discard", "send_answer"]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -22,9 +22,15 @@ _COMMON: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 )
 SECURITY_HEADERS: Final = (*_COMMON, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
 """On every response that is not a page."""
+
+HSTS: Final = (b"strict-transport-security", b"max-age=31536000")
+"""A year (RFC 6797), on every response over TLS. Names below this one are somebody else's to decide about."""
 
 CLOSE: Final = (b"connection", b"close")
 
@@ -38,11 +44,13 @@ async def send_answer(
     answer: Answer,
     *,
     correlation_id: str,
+    extra: tuple[tuple[bytes, bytes], ...] = (),
     close: bool = False,
     unread: Receive | None = None,
     linger: float = 5.0,
 ) -> None:
-    """Sends an answer. With `close` it also asks the client to end the connection.
+    """Sends an answer, with the headers of every answer and `extra` ones. With `close` it also asks the client to end
+    the connection.
 
     `unread` is given when the client may still be sending a body that nobody wants: the answer goes out at once, and
     what arrives is thrown away for up to `linger` seconds before the connection closes. Closing at once would reset
@@ -50,9 +58,11 @@ async def send_answer(
     """
     headers = [
         *answer.headers,
-        (b"content-length", str(len(answer.body)).encode()),
+        # RFC 9110, 8.6: an answer without content has no length either.
+        *(() if answer.status == 204 else ((b"content-length", str(len(answer.body)).encode()),)),
         *(_COMMON if isinstance(answer, Page) else SECURITY_HEADERS),
         (b"x-correlation-id", correlation_id.encode()),
+        *extra,
     ]
     if close:
         headers.append(CLOSE)

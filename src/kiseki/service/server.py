@@ -8,24 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from kiseki.kernel.errors import KisekiError
-from kiseki.service.protocol import ConnectionLimits, GuardedProtocol
+from kiseki.kernel.ports import Auditor
+from kiseki.service.admission import Admission, Seat
+from kiseki.service.protocol import ConnectionLimits, GuardedProtocol, Guards
 from kiseki.service.serving import Serving
 
-__all__ = ["CannotListen", "HttpServer", "bind", "bind_private"]
+__all__ = ["CannotListen", "HttpServer", "ServerTls", "bind", "bind_private"]
+
+_log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 2_048
 _YOUNG: Final = 1.0
 """Seconds in which an accepted connection that has not sent its request yet is waited for at shutdown."""
 _POLL: Final = 0.02
+_BATCH: Final = 64
+"""How many connections are accepted in one turn of the event loop."""
+_CLOSING: Final = 1.0
+"""Seconds in which connections that are closed at the end may send what they still hold."""
+_TLS_CLOSING: Final = 2.0
+"""Seconds in which a client may answer the end of TLS."""
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE: Final = 0.5
+"""Seconds without accepting when descriptors have run out."""
 
 
 class CannotListen(KisekiError):
@@ -82,8 +97,22 @@ def bind_private(path: Path) -> socket.socket:
     return bound
 
 
+class ServerTls(Protocol):
+    """Where the server takes its certificate from."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """For the next connection."""
+        ...
+
+
 class HttpServer:
-    """Serves one ASGI app on one listening socket."""
+    """Serves one ASGI app on one listening socket.
+
+    With `tls` nothing but TLS is served on it, and each connection begins with the certificate of that moment; a
+    handshake that takes longer than `handshake_timeout` seconds is cut. `hsts` is for a server behind a proxy that has
+    TLS: its refusals carry HSTS too. `admission` bounds connections, half-open handshakes included.
+    """
 
     def __init__(
         self,
@@ -93,10 +122,21 @@ class HttpServer:
         serving: Serving,
         limits: ConnectionLimits,
         keep_alive: float,
+        tls: ServerTls | None = None,
+        handshake_timeout: float = 10.0,
+        hsts: bool = False,
+        admission: Admission | None = None,
+        auditor: Auditor | None = None,
+        api: str = "",
     ) -> None:
         self._listener = listener
         self._serving = serving
-        self._limits = limits
+        self._guards = Guards(serving=serving, limits=limits, hsts=hsts, admission=admission, auditor=auditor, api=api)
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+        self._handshakes: dict[asyncio.Task[None], float] = {}
+        """Connections whose TLS is not there yet, with the time at which they were accepted."""
+        self._accepting: socket.socket | None = None
         self._state = ServerState()
         self._config = Config(
             app,
@@ -125,7 +165,7 @@ class HttpServer:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self._state.connections)
+        return len(self._state.connections) + len(self._handshakes)
 
     async def start(self) -> None:
         """Begins to accept connections."""
@@ -134,7 +174,11 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         # A duplicate: the loop closes what it listens on, and `unbind` still has to empty the queue.
         listener = self._listener.dup()
-        if listener.family == socket.AF_UNIX:
+        if self._tls is not None:
+            listener.setblocking(False)
+            self._accepting = listener
+            loop.add_reader(listener.fileno(), self._accept)
+        elif listener.family == socket.AF_UNIX:
             self._server = await loop.create_unix_server(self._protocol, sock=listener, backlog=_BACKLOG)
         else:
             self._server = await loop.create_server(self._protocol, sock=listener, backlog=_BACKLOG)
@@ -146,6 +190,10 @@ class HttpServer:
         if self._server is not None:
             self._server.close()
             self._server = None
+        if self._accepting is not None:
+            asyncio.get_running_loop().remove_reader(self._accepting.fileno())
+            self._accepting.close()
+            self._accepting = None
         await self._take_queued()
         self._listener.close()
 
@@ -155,18 +203,29 @@ class HttpServer:
         while True:
             await self._serving.idle()
             now = loop.time()
-            if not any(self._expected(connection, now) for connection in self._connections()):
+            expected = any(self._expected(connection, now) for connection in self._connections())
+            if not expected and not any(now - begun < _YOUNG for begun in self._handshakes.values()):
                 return
             await asyncio.sleep(_POLL)
 
     async def stop(self) -> None:
-        """Closes all connections."""
+        """Closes all connections: those that have ended properly, and after a moment whatever is left."""
+        for handshake in tuple(self._handshakes):
+            handshake.cancel()
         for connection in self._connections():
             connection.shutdown()
         await asyncio.sleep(0)
         for connection in self._connections():
             if not connection.transport.is_closing():
                 connection.transport.abort()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CLOSING
+        while True:
+            if not (self._handshakes or self._state.connections) or loop.time() >= until:
+                break
+            await asyncio.sleep(_POLL)
+        for connection in self._connections():
+            connection.transport.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
 
@@ -176,7 +235,75 @@ class HttpServer:
         await self.stop()
 
     def _protocol(self) -> GuardedProtocol:
-        return GuardedProtocol(self._config, self._state, serving=self._serving, limits=self._limits)
+        return GuardedProtocol(self._config, self._state, guards=self._guards)
+
+    def _accept(self) -> None:
+        """Accepts what waits, for TLS: the event loop's own way counts a connection only after its handshake."""
+        listener = self._accepting
+        if listener is None:
+            return
+        for _ in range(_BATCH):
+            try:
+                accepted, peer = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as problem:
+                if problem.errno not in _OUT_OF_DESCRIPTORS:
+                    # accept(2): what is wrong with the connection that would have come is told here.
+                    continue
+                _log.error("no connection can be accepted now: %s", problem.strerror)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener.fileno())
+                loop.call_later(_PAUSE, self._accept_again)
+                return
+            accepted.setblocking(False)
+            self._begin_tls(accepted, peer)
+
+    def _accept_again(self) -> None:
+        if self._accepting is not None:
+            asyncio.get_running_loop().add_reader(self._accepting.fileno(), self._accept)
+
+    def _begin_tls(self, accepted: socket.socket, peer: Any) -> None:
+        seat = None
+        if self._guards.admission is not None:
+            seat = self._guards.admission.enter(peer[0] if isinstance(peer, tuple) else None)
+            if seat is None:
+                # Without a handshake: that is the dear part, and what a flood is after.
+                accepted.close()
+                return
+        task = asyncio.create_task(self._handshake(accepted, seat), name="TLS handshake")
+        self._handshakes[task] = asyncio.get_running_loop().time()
+        task.add_done_callback(self._handshaken)
+
+    def _handshaken(self, task: asyncio.Task[None]) -> None:
+        del self._handshakes[task]
+
+    async def _handshake(self, accepted: socket.socket, seat: Seat | None) -> None:
+        tls = self._tls
+        if tls is None:
+            raise AssertionError("only a server with TLS begins it")
+        made: list[GuardedProtocol] = []
+
+        def protocol() -> GuardedProtocol:
+            made.append(GuardedProtocol(self._config, self._state, guards=self._guards, seat=seat))
+            return made[0]
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                protocol,
+                accepted,
+                ssl=tls.context,
+                ssl_handshake_timeout=self._handshake_timeout,
+                ssl_shutdown_timeout=_TLS_CLOSING,
+            )
+        except OSError as problem:
+            # Anyone can send what is no TLS, so it is nothing to warn of. TimeoutError and SSLError are OSErrors.
+            _log.debug("a TLS handshake failed: %s", type(problem).__name__)
+        finally:
+            if not made or made[0] not in self._state.connections:
+                accepted.close()
+                if seat is not None:
+                    seat.leave()
 
     def _connections(self) -> list[GuardedProtocol]:
         return [c for c in self._state.connections if isinstance(c, GuardedProtocol)]
@@ -190,18 +317,21 @@ class HttpServer:
 
     async def _take_queued(self) -> None:
         loop = asyncio.get_running_loop()
-        for accepted in _queued(self._listener):
+        for accepted, peer in _queued(self._listener):
+            if self._tls is not None:
+                self._begin_tls(accepted, peer)
+                continue
             await loop.connect_accepted_socket(self._protocol, accepted)
 
 
-def _queued(listener: socket.socket) -> Iterable[socket.socket]:
+def _queued(listener: socket.socket) -> Iterable[tuple[socket.socket, Any]]:
     while True:
         try:
-            accepted, _ = listener.accept()
+            accepted, peer = listener.accept()
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             # Out of descriptors, or the peer has gone: the rest of the queue can't be saved.
             return
         accepted.setblocking(False)
-        yield accepted
+        yield accepted, peer

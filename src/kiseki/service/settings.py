@@ -90,8 +90,18 @@ class Settings(BaseSettings):
     revocation_poll: float = Field(5.0, gt=0, le=300, description="A revocation counts everywhere within this time.")
 
     # How often. One unit for each root field of a document; more for pages of over 100.
-    rate_limit: int = Field(100, ge=1, le=1_000_000, description="Units of one subject in any 60 seconds.")
-    rate_limit_address: int = Field(300, ge=1, le=1_000_000, description="Requests of one address in any 60 seconds.")
+    rate_limit: int = Field(
+        default_factory=_by_profile(development=1_000_000, production=100),
+        ge=1,
+        le=1_000_000,
+        description="Units of one subject in any 60 seconds: 100 in production.",
+    )
+    rate_limit_address: int = Field(
+        default_factory=_by_profile(development=1_000_000, production=300),
+        ge=1,
+        le=1_000_000,
+        description="Requests of one address in any 60 seconds: 300 in production.",
+    )
     rate_store: str = Field("", repr=False, description="redis://… or rediss://…, for several processes; else memory.")
     trusted_proxies: Names = Field((), description="Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.")
 

@@ -15,20 +15,36 @@ import msgspec
 
 from kiseki.graphql.answers import Answer, problem, request_problem
 from kiseki.kernel.errors import Unavailable
-from kiseki.kernel.ports import IdSource
+from kiseki.kernel.ports import AuditEvent, Auditor, IdSource
+from kiseki.service.cors import Cors
 from kiseki.service.heads import Head, read_head
+from kiseki.service.hosts import ANY_HOST, Hosts, read_host
 from kiseki.service.logging import RequestIds, request_ids
 from kiseki.service.media import negotiate
-from kiseki.service.responses import Receive, Scope, Send, send_answer
+from kiseki.service.responses import HSTS, Receive, Scope, Send, send_answer
 from kiseki.service.serving import Serving, Ticket
 
-__all__ = ["ACCEPTED", "ClientGone", "Exchange", "HttpLimits", "HttpTelemetry", "Route", "Shell", "Uncounted"]
+__all__ = [
+    "ACCEPTED",
+    "AUTHORITY",
+    "ClientGone",
+    "Exchange",
+    "HttpLimits",
+    "HttpTelemetry",
+    "Route",
+    "Shell",
+    "Uncounted",
+]
 
 _log = logging.getLogger(__name__)
 
 ACCEPTED: Final = "kiseki.accepted"
 """In the scope of the first request of a connection that was accepted before unbinding: it is still served."""
 
+AUTHORITY: Final = "kiseki.authority"
+"""In the scope of a request whose target is absolute (`GET http://host/path`): the host that it names."""
+
+_SECURE: Final = (HSTS,)
 _LATE: Final = "the request took too long and was given up; it may or may not have had an effect"
 
 
@@ -162,6 +178,8 @@ class Route(msgspec.Struct, frozen=True):
 
     methods: Mapping[str, Handler]
     graphql: bool = False
+    any_host: bool = False
+    """Whether it is answered for hosts outside the list: balancers ask for health by address."""
 
     @property
     def allow(self) -> bytes:
@@ -175,7 +193,9 @@ class Route(msgspec.Struct, frozen=True):
 class Shell:
     """Finds the route, refuses what can be refused early, and turns everything that is raised into an answer.
 
-    `any_host` leaves out the check of Host; what is wrong on one of the `probes` is logged by health, once.
+    `any_host` leaves out the check of Host; what is wrong on one of the `probes` is logged by health, once. `hosts` are
+    the names that are answered for. Without `cors`, pages of other origins can call nothing. `hsts` sends HSTS even if
+    this connection has no TLS, for a service behind a proxy that has; over TLS it is always sent.
     """
 
     def __init__(
@@ -190,6 +210,10 @@ class Shell:
         telemetry: HttpTelemetry,
         any_host: bool = False,
         probes: Collection[str] = (),
+        hosts: Hosts = ANY_HOST,
+        cors: Cors | None = None,
+        hsts: bool = False,
+        auditor: Auditor | None = None,
     ) -> None:
         self.name = name
         self.serving = serving
@@ -200,6 +224,10 @@ class Shell:
         self._telemetry = telemetry
         self._any_host = any_host
         self._probes = probes
+        self._hosts = hosts
+        self._cors = cors
+        self._hsts = hsts
+        self._auditor = auditor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI)."""
@@ -213,7 +241,7 @@ class Shell:
             self.serving.extend(exchange.ticket, self._limits.request_timeout)
             if status >= 400 and exchange.path not in self._probes:
                 self._log_refusal(exchange, answer)
-            await self._send(exchange, answer, send)
+            await self._send(exchange, answer, send, secure=self._hsts or scope["scheme"] == "https")
         except ClientGone:
             _log.info("the client went away before its request was complete")
         except asyncio.CancelledError:
@@ -262,12 +290,16 @@ class Shell:
         exchange.is_graphql = route is not None and route.graphql
         if self.serving.unbound and ACCEPTED not in scope:
             return exchange.refuse(503, "SHUTTING_DOWN", "the service is shutting down", (b"retry-after", b"1"))
-        if not self._any_host and (head.host is None or head.repeated == "host") and scope["http_version"] != "1.0":
-            return exchange.refuse(400, "INVALID_HOST", "a request has exactly one Host header")
+        if not self._any_host:
+            misdirected = self._misdirected(head, route, scope)
+            if misdirected is not None:
+                return self._suspect(exchange, 400, "INVALID_HOST", misdirected)
         handler = None
         if route is not None:
             handler = route.methods.get("GET" if exchange.method == "HEAD" else exchange.method)
             if handler is None:
+                if exchange.method == "OPTIONS" and head.origin is not None and head.asked_method is not None:
+                    return self._preflight(exchange, route, head.origin, head.asked_method)
                 return exchange.refuse(
                     405, "METHOD_NOT_ALLOWED", f"{exchange.method} is not possible here", (b"allow", route.allow)
                 )
@@ -278,12 +310,53 @@ class Shell:
                 431, "HEADERS_TOO_LARGE", f"the header fields are larger than {self._limits.headers} bytes"
             )
         if head.unknown_coding:
-            return exchange.refuse(501, "UNKNOWN_TRANSFER_CODING", "a body may be chunked and nothing else (RFC 9112)")
+            return self._suspect(
+                exchange, 501, "UNKNOWN_TRANSFER_CODING", "a body may be chunked and nothing else (RFC 9112)"
+            )
         if head.repeated is not None:
-            return exchange.refuse(400, "REPEATED_HEADER", f"the header {head.repeated} may be sent once only")
+            return self._suspect(exchange, 400, "REPEATED_HEADER", f"the header {head.repeated} may be sent once only")
         if handler is None:
             return exchange.refuse(404, "NOT_FOUND", "there is nothing here")
         return handler
+
+    def _misdirected(self, head: Head, route: Route | None, scope: Scope) -> str | None:
+        """What is wrong with the host that a request is for; None when it is answered."""
+        if head.repeated == "host":
+            return "a request has exactly one Host header"
+        exempt = not self._hosts.listed or (route is not None and route.any_host)
+        if head.host is None:
+            if scope["http_version"] == "1.0" and exempt and AUTHORITY not in scope:
+                return None
+            return "a request has exactly one Host header"
+        host = read_host(head.host)
+        if host is None:
+            return "the Host header is not a host and a port"
+        if AUTHORITY in scope and read_host(scope[AUTHORITY]) != host:
+            return "the target names another host than the Host header"
+        return None if exempt or self._hosts.allow(host) else "this service does not answer for that host"
+
+    def _preflight(self, exchange: Exchange, route: Route, origin: bytes, method: bytes) -> Answer:
+        if self._cors is not None:
+            answer = self._cors.preflight(origin, method, exchange.head.asked_headers, route.allow)
+            return answer or exchange.refuse(403, "ORIGIN_NOT_ALLOWED", "this origin, method or header is not allowed")
+        return exchange.refuse(
+            405, "METHOD_NOT_ALLOWED", f"{exchange.method} is not possible here", (b"allow", route.allow)
+        )
+
+    def _suspect(self, exchange: Exchange, status: int, code: str, detail: str) -> Answer:
+        """Refuses what no honest client sends, and records it."""
+        if self._auditor is not None:
+            self._auditor.note(
+                AuditEvent(
+                    kind="request.refused",
+                    outcome="refused",
+                    address=exchange.peer[0] if exchange.peer else None,
+                    api=self.name,
+                    code=code,
+                    trace_id=exchange.trace_id,
+                )
+            )
+        return exchange.refuse(status, code, detail)
 
     def _route(self, path: str) -> Route | None:
         route = self._routes.get(path)
@@ -293,12 +366,16 @@ class Shell:
                     return candidate
         return route
 
-    async def _send(self, exchange: Exchange, answer: Answer, send: Send) -> None:
+    async def _send(self, exchange: Exchange, answer: Answer, send: Send, *, secure: bool) -> None:
         must_close = exchange.must_close()
+        extra: tuple[tuple[bytes, bytes], ...] = _SECURE if secure else ()
+        if self._cors is not None:
+            extra += self._cors.headers(exchange.head.origin)
         await send_answer(
             send,
             answer,
             correlation_id=exchange.correlation_id,
+            extra=extra,
             close=must_close or self.serving.draining or answer.status == 408,
             unread=exchange.receive if must_close and answer.status != 408 else None,
         )

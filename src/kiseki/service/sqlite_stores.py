@@ -3,6 +3,7 @@
 <data_dir>/journal.db        facts, snapshots, claims (SQLite)
 <data_dir>/keys/keys.db      wrapped keys of subjects; a backup of it must not be kept longer than 7 days
 <data_dir>/keys/master.key   the local master key; belongs in no backup of the above
+<data_dir>/keys/revocations.db  whose tokens are not believed any more
 <data_dir>/read-models/      one database for each build of a projection; can always be built again
 """
 
@@ -16,6 +17,7 @@ from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.query.sqlite.read_models import SqliteReadModels
+from kiseki.security.identity.sqlite_revocations import SqliteRevocations
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 from kiseki.service.store_urls import StoreUrl
 
@@ -77,6 +79,10 @@ class SqliteStores:
     async def keys(self, url: StoreUrl) -> SqliteKeyStore:
         """As StoreFamily."""
         return await SqliteKeyStore.open(_path(url, self._directory.key_store))
+
+    async def revocations(self, url: StoreUrl) -> SqliteRevocations:
+        """As StoreFamily."""
+        return await SqliteRevocations.open(_path(url, self._directory.key_store).with_name("revocations.db"))
 
     async def read_models(self, url: StoreUrl, *, clock: Clock) -> SqliteReadModels:
         """As StoreFamily."""

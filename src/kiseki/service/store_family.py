@@ -14,6 +14,7 @@ from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.port import BuildCatalog
 from kiseki.query.database import ReadDatabase
+from kiseki.security.identity.revocations import RevocationStore
 from kiseki.security.key_store import KeyStore
 from kiseki.service.store_urls import StoreUrl
 
@@ -54,6 +55,10 @@ class StoreFamily(Protocol):
 
     async def keys(self, url: StoreUrl) -> KeyStore:
         """A key store."""
+        ...
+
+    async def revocations(self, url: StoreUrl) -> RevocationStore:
+        """Whose tokens are not believed any more, kept with the keys."""
         ...
 
     async def read_models(self, url: StoreUrl, *, clock: Clock) -> ReadModels:

@@ -16,6 +16,7 @@ from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.projection import Projection
+from kiseki.security.identity.revocations import RevocationStore
 from kiseki.security.key_store import KeyStore
 from kiseki.security.master_key import LocalMasterKey
 from kiseki.security.protector import KeyProtector
@@ -24,7 +25,7 @@ from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
 from kiseki.service.store_family import ReadModels, StoreFamily, StoreJournal
 from kiseki.service.store_urls import StoreKind, StoreUrl, store_urls
 
-__all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal", "uses_data_directory"]
+__all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal", "open_revocations", "uses_data_directory"]
 
 
 class StoreNotReachable(Unavailable):
@@ -117,6 +118,15 @@ async def open_journal(
         yield journal
     finally:
         await journal.close()
+
+
+async def open_revocations(settings: Settings) -> RevocationStore:
+    """Where revoked tokens are kept: with the keys. Contacts nothing yet. Raises as Stores.open."""
+    url = store_urls(settings).keys
+    with _reached(url):
+        if url.embedded:
+            await asyncio.to_thread(DataDirectory(settings.data_dir).prepare)
+        return await _family(settings, url).revocations(url)
 
 
 async def migrate(settings: Settings) -> Sequence[str]:

@@ -85,6 +85,9 @@ async def test_a_crash_leaves_an_open_line(store: LedgerStore) -> None:
     (entry,) = [entry async for entry in again.entries()]
     await again.settle(entry.line.number, "A-1", Kind.WITHDRAWN)
     assert [entry async for entry in again.entries()] == []
+    # It was only slow: what is done is done, whoever took it for lost.
+    await again.settle(entry.line.number, "A-1", Kind.DONE)
+    assert [(entry.line.subject, entry.is_done) async for entry in again.entries()] == [("A-1", True)]
 
 
 async def test_processes_that_write_at_once_take_turns(tmp_path: Path) -> None:
@@ -157,6 +160,21 @@ async def test_a_cut_end_is_found_by_the_mark(store: LedgerStore, tmp_path: Path
     else:
         file = tmp_path / "e" / "erasures.jsonl"
         file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(LedgerBroken):
+        await ledger.mark()
+
+
+async def test_an_older_copy_that_was_written_on_is_found_by_the_mark() -> None:
+    store = MemoryLedgerStore()
+    ledger = await opened(store)
+    await ledger.adopt("A-1")
+    older = list(store.kept)
+    await ledger.adopt("A-2")
+    last = await ledger.last()
+    assert last is not None
+    await ledger.set_mark(last, 2)
+    store.kept = older
+    await ledger.adopt("A-3")  # as long as before, and sound in itself
     with pytest.raises(LedgerBroken):
         await ledger.mark()
 

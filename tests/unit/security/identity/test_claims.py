@@ -16,9 +16,9 @@ from tests.unit.security.identity.token_parts import AUDIENCE, HS256, ISSUER, RU
 NOW = 1_800_000_000.0
 
 
-def cause(now: float = NOW, rules: ClaimRules = RULES, **changes: Any) -> str | None:
+def cause(at: float = NOW, by: ClaimRules = RULES, /, **changes: Any) -> str | None:
     try:
-        rules.check(claims(NOW, **changes), now)
+        by.check(claims(NOW, **changes), at)
     except TokenRefused as refused:
         return str(refused.cause)
     return None

@@ -73,6 +73,7 @@ WEAK = {
     "few bytes": bytes(random.Random(2).choices(b"\x00\xff", k=64)),
     "padded with zeros": secrets.token_bytes(16) + bytes(16),
     "padded with words": secrets.token_bytes(12) + b"passwordsecretdefault",
+    "long": secrets.token_bytes(1025),
     "a PEM": public_pem(RSA),
     "a key set": jwks(rsa_jwk(RSA)),
     "an ssh key": b"ssh-ed25519 " + secrets.token_hex(40).encode(),
@@ -313,8 +314,12 @@ def test_the_list_of_algorithms_holds() -> None:
         jwks(GOOD) + b" " * MAX_JWKS_BYTES,
         b'{"keys":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         json.dumps(GOOD).encode(),
+        # Seconds turn to hours when a reader starts again from every quote.
+        b'{"keys":"' + b'\\"' * 250_000,
+        b'{"keys":"' + b"\\" * 500_001,
+        b'"' * 500_000,
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_what_is_no_key_set(document: bytes) -> None:
     refused(lambda: parse_jwks(document, where="x"))

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -109,9 +108,9 @@ class Setup:
         required_type: str | None = None,
         rules: ClaimRules = RULES,
         cache_entries: int = 100,
-        pseudonym: Callable[[str, str], str] = DIGESTS.pseudonym,
+        clock: ManualClock | None = None,
     ) -> None:
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.audited = Audited()
         self.verifier = TokenVerifier(
             keys=source if source is not None else FixedKeys(keys or (HS256.verification,)),
@@ -122,7 +121,7 @@ class Setup:
         )
         self.identity = TokenIdentity(
             self.verifier,
-            pseudonym=pseudonym,
+            pseudonym=DIGESTS.pseudonym,
             clock=self.clock,
             auditor=self.audited,
             cache_entries=cache_entries,

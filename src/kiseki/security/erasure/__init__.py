@@ -1,0 +1,1 @@
+"""Erasures that outlive every restore: the ledger, its stores, and replaying it."""

@@ -1,0 +1,1 @@
+"""Secrets of settings: references to files, AWS Secrets Manager and Vault, read again after they were rotated."""

@@ -1,0 +1,189 @@
+"""Erasures in a running process: where the ledger is, and bringing it into force before anything is served.
+
+Used by `stores`, the composition root and `kiseki erasure`. Libraries of a database are imported when one is named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from kiseki.application.commands import CommandSettings, command_handler
+from kiseki.application.context import Application
+from kiseki.application.system import UlidSource
+from kiseki.clients.urls import StoreUrlInvalid
+from kiseki.command.erasure import erasing_names
+from kiseki.kernel.errors import KisekiError, Unavailable
+from kiseki.kernel.ports import Auditor, Clock, Telemetry
+from kiseki.projection.backoff import Backoff
+from kiseki.projection.erasure import ErasedRows
+from kiseki.security.digests import Digests
+from kiseki.security.erasure.file_ledger import FileLedgerStore
+from kiseki.security.erasure.ledger import ErasureLedger
+from kiseki.security.erasure.replay import ErasureReplay
+from kiseki.security.erasure.store import LedgerStore
+from kiseki.security.key_store import KeyStore
+from kiseki.security.protector import KeyProtector
+from kiseki.service.store_family import ReadModels, StoreJournal
+
+__all__ = ["erasure_replay", "ledger_directory", "migrate_ledger", "open_ledger", "replay_forever", "until_in_force"]
+
+_PATIENCE: Final = 1.0
+_FIRST_RETRY: Final = 0.2
+_LONGEST_RETRY: Final = 5.0
+_SCHEMA: Final = "kiseki_erasures"
+_FORMS: Final = "a directory, postgresql://user@host/database or dynamodb://prefix?region=eu-west-1"
+
+
+_log = logging.getLogger(__name__)
+
+
+class _Open(Protocol):
+    """What of `Stores` is needed here."""
+
+    journal: StoreJournal
+    protector: KeyProtector
+    read_models: ReadModels
+    key_store: KeyStore
+    ledger: ErasureLedger
+
+
+def ledger_directory(where: str, data_dir: Path) -> Path | None:
+    """The directory that the setting `erasure_ledger` names; None when it is a database. Raises StoreUrlInvalid."""
+    scheme, separator, _ = where.partition("://")
+    if not separator:
+        return Path(where.removeprefix("file:")) if where else data_dir / "erasures"
+    if scheme not in ("postgresql", "postgres", "dynamodb"):
+        raise StoreUrlInvalid(f"erasure_ledger names no place that is known; set it to {_FORMS}")
+    return None
+
+
+async def open_ledger(where: str, data_dir: Path, *, digests: Digests, clock: Clock) -> ErasureLedger:
+    """The ledger that the setting names. Raises StoreUrlInvalid, LedgerRefused, LedgerForeign, LedgerBroken,
+    NotMigrated, Unavailable."""
+    store = await _store(where, data_dir)
+    try:
+        return await ErasureLedger.open(store, digests=digests, clock=clock)
+    except BaseException:
+        await store.close()
+        raise
+
+
+async def migrate_ledger(where: str, data_dir: Path) -> Sequence[str]:
+    """Makes its tables, when it is in a database; what was done, line by line."""
+    if ledger_directory(where, data_dir) is not None:
+        return ()
+    if where.startswith("dynamodb"):
+        from kiseki.clients.dynamodb import DynamoDbAddress  # noqa: PLC0415
+        from kiseki.security.erasure.dynamodb_ledger import DynamoDbLedgerStore  # noqa: PLC0415
+
+        return await DynamoDbLedgerStore.migrate(DynamoDbAddress.parse(where))
+    from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
+    from kiseki.security.erasure.postgres_ledger import PostgresLedgerStore  # noqa: PLC0415
+
+    return await PostgresLedgerStore.migrate(PostgresAddress.parse(where, schema=_SCHEMA))
+
+
+def erasure_replay(
+    application: Application,
+    stores: _Open,
+    *,
+    clock: Clock,
+    telemetry: Telemetry,
+    auditor: Auditor | None = None,
+) -> ErasureReplay:
+    """What brings the ledger into force on open stores. It makes facts with a command handler of its own."""
+    handler = command_handler(
+        application,
+        journal=stores.journal,
+        snapshots=stores.journal,
+        protector=stores.protector,
+        clock=clock,
+        ids=UlidSource(),
+        telemetry=telemetry,
+        settings=CommandSettings(cache_capacity=1, snapshot_every=1_000_000_000),
+    )
+    stores.protector.on_erase(handler.forget_subject)
+    return ErasureReplay(
+        ledger=stores.ledger,
+        key_store=stores.key_store,
+        protector=stores.protector,
+        journal=stores.journal,
+        erasing=frozenset().union(*(erasing_names(decider) for decider in application.deciders)),
+        erase_again=handler.erase_again,
+        rows=ErasedRows(
+            projections=application.projections, deciders=application.deciders, builds=stores.read_models.builds
+        ),
+        auditor=auditor,
+    )
+
+
+async def until_in_force(
+    replay: ErasureReplay,
+    *,
+    running: Sequence[asyncio.Task[None]],
+    asked_to_end: Callable[[], Awaitable[None]],
+    waits: Callable[[str], Awaitable[None]],
+) -> bool:
+    """Returns when every erasure is in force, before which nothing may be served; False when the process is told to end
+    first, or one of its tasks ends. Tries again while something is unavailable, and tells `waits` what it waits for.
+
+    Raises what replaying raises otherwise.
+    """
+    backoff = Backoff(initial=_FIRST_RETRY, maximum=_LONGEST_RETRY, jitter=random.random)
+    asked = asyncio.ensure_future(asked_to_end())
+    try:
+        while True:
+            task = asyncio.create_task(replay.run(), name="erasure replay")
+            await asyncio.wait([task, asked, *running], timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and not asked.done() and not any(one.done() for one in running):
+                await waits("erasures are brought into force; read models may have to catch up first")
+                await asyncio.wait([task, asked, *running], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+                return False
+            try:
+                report = task.result()
+            except Unavailable as problem:
+                await waits(f"erasures can't be brought into force now: {problem}")
+            else:
+                if report.changed or report.finished:
+                    _log.warning("erasures: %s", report)
+                return True
+            if (await asyncio.wait([asked, *running], timeout=backoff.failed()))[0]:
+                return False
+    finally:
+        asked.cancel()
+
+
+async def replay_forever(replay: ErasureReplay, every: float) -> None:
+    """Looks again every so many seconds: what another process began and did not live to finish is finished."""
+    while True:
+        await asyncio.sleep(every)
+        try:
+            report = await replay.run()
+        except KisekiError as problem:
+            _log.error("erasures can't be looked at: %s", problem)
+        else:
+            if report.changed or report.finished:
+                _log.warning("erasures: %s", report)
+
+
+async def _store(where: str, data_dir: Path) -> LedgerStore:
+    directory = ledger_directory(where, data_dir)
+    if directory is not None:
+        return await FileLedgerStore.open(directory)
+    if where.startswith("dynamodb"):
+        from kiseki.clients.dynamodb import DynamoDbAddress  # noqa: PLC0415
+        from kiseki.security.erasure.dynamodb_ledger import DynamoDbLedgerStore  # noqa: PLC0415
+
+        return await DynamoDbLedgerStore.open(DynamoDbAddress.parse(where))
+    from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
+    from kiseki.security.erasure.postgres_ledger import PostgresLedgerStore  # noqa: PLC0415
+
+    return await PostgresLedgerStore.open(PostgresAddress.parse(where, schema=_SCHEMA))

@@ -1,0 +1,56 @@
+"""How often may be asked, as the settings say it: in memory, or shared by several processes in Redis.
+
+Used by the composition root. The library of Redis is imported where the settings name one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from kiseki.kernel.errors import DefinitionError
+from kiseki.kernel.ports import Auditor, Clock
+from kiseki.security.addresses import ClientAddresses, parse_networks
+from kiseki.security.limits.facade import RateLimits
+from kiseki.security.limits.memory import MemoryLimiter
+from kiseki.security.limits.shared import SharedLimiter
+from kiseki.security.limits.shared_store import SharedWindows
+from kiseki.security.limits.verdict import LimitPolicy
+from kiseki.service.settings import Settings, SettingsError
+
+__all__ = ["client_addresses", "rate_limits"]
+
+_EXTRA: Final = "rate_store needs kiseki[redis]; install it"
+
+
+def client_addresses(settings: Settings) -> ClientAddresses:
+    """Which proxies may say whose request it is. Raises SettingsError."""
+    try:
+        return ClientAddresses(parse_networks(settings.trusted_proxies))
+    except DefinitionError as problem:
+        raise SettingsError(f"trusted_proxies: {problem}") from problem
+
+
+def rate_limits(settings: Settings, *, clock: Clock, auditor: Auditor, digest: Callable[[str, str], str]) -> RateLimits:
+    """The limits of a process, both APIs together. Connects to nothing yet. Raises SettingsError, StoreUrlInvalid."""
+    address = LimitPolicy("address", settings.rate_limit_address)
+    subject = LimitPolicy("subject", settings.rate_limit)
+    if not settings.rate_store:
+        return RateLimits(
+            by_address=MemoryLimiter(address, clock=clock),
+            by_subject=MemoryLimiter(subject, clock=clock),
+            auditor=auditor,
+        )
+    try:
+        from kiseki.security.limits.redis_address import RedisAddress
+        from kiseki.security.limits.redis_windows import RedisWindows
+    except ImportError as problem:
+        raise SettingsError(_EXTRA) from problem
+    shared = SharedWindows(RedisWindows(RedisAddress(settings.rate_store), digest=digest), clock=clock, auditor=auditor)
+    processes = settings.workers if settings.workers > 1 else None
+    return RateLimits(
+        by_address=SharedLimiter(address, shared=shared, clock=clock, processes=processes),
+        by_subject=SharedLimiter(subject, shared=shared, clock=clock, processes=processes),
+        auditor=auditor,
+        shared=shared,
+    )

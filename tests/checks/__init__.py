@@ -1,0 +1,1 @@
+"""Checks of the source itself, which are part of `make test`."""
