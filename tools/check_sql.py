@@ -114,6 +114,8 @@ class _Module:
     """By class and name, as `Class.name`: what is assigned to it."""
     imports: dict[str, tuple[str, str]] = field(default_factory=dict)
     parents: dict[ast.AST, ast.AST] = field(default_factory=dict)
+    uses: dict[str, list[ast.AST]] = field(default_factory=dict)
+    """Where names are read, alone or behind a dot."""
 
     def enclosing(self, node: ast.AST, *kinds: type[ast.AST]) -> ast.AST | None:
         """The nearest of these kinds around a node."""
@@ -140,6 +142,9 @@ def _read(path: Path, root: Path) -> _Module:
     for node in ast.walk(tree):
         for child in ast.iter_child_nodes(node):
             module.parents[child] = node
+        name = _named(node)
+        if name is not None:
+            module.uses.setdefault(name, []).append(node)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             for alias in node.names:
@@ -298,8 +303,8 @@ class _Judge:
         names = [one.arg for one in places]
         method = isinstance(module.parents.get(function), ast.ClassDef) and names[:1] in (["self"], ["cls"])
         given: list[ast.AST] = []
-        for use in ast.walk(module.tree):
-            if _named(use) != called or _is_annotation(module, use):
+        for use in module.uses.get(called, ()):
+            if _is_annotation(module, use):
                 continue
             call = module.parents.get(use)
             if not isinstance(call, ast.Call) or call.func is not use:
@@ -336,8 +341,8 @@ class _Judge:
                 if assigned:
                     return self._worst(module, [value for value, _ in assigned])
         made = _class_of(module, node.value)
-        assigned = module.attributes.get(f"{made}.{node.attr}") if made else None
-        return self._worst(module, [value for value, _ in assigned]) if assigned else Kind.UNKNOWN
+        values = [value for value, _ in module.attributes.get(f"{made}.{node.attr}", ())]
+        return self._worst(module, values) if values else Kind.UNKNOWN
 
     def _call(self, module: _Module, node: ast.Call) -> Kind:
         function = node.func
@@ -405,7 +410,7 @@ def _names(target: ast.AST) -> set[str]:
 
 
 def _called_as(module: _Module, function: Function | ast.Lambda) -> str | None:
-    """The name that a private function, or the maker of a private class, is called by; None for what others may call."""
+    """The name by which a private function or class is called; None for what others may call."""
     if isinstance(function, ast.Lambda):
         return None
     around = module.parents.get(function)

@@ -76,7 +76,11 @@ def _component(found: dict[str, Any], licenses: dict[str, str]) -> dict[str, Any
     if version is None:
         raise NotMade(f"{name} is not pinned to a version")
     digests = sorted(
-        {digest["content"] for reference in found.get("externalReferences", ()) for digest in reference["hashes"]}
+        {
+            digest["content"]
+            for reference in found.get("externalReferences", ())
+            for digest in reference.get("hashes", ())
+        }
     )
     if not digests:
         raise NotMade(f"{name} has no hash")

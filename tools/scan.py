@@ -63,9 +63,9 @@ class Result:
         if self.skipped:
             some = ", ".join(self.skipped[:_SHOWN]) + (", ..." if len(self.skipped) > _SHOWN else "")
             total = self.looked_up + len(self.skipped)
-            lines.append(
-                f"{self.lock}: NOT SCANNED: {len(self.skipped)} of {total} packages are unknown there ({some})"
-            )
+            lines.append(f"{self.lock}: NOT SCANNED: the data has nothing on {len(self.skipped)} of {total}: {some}")
+        if not lines and not self.looked_up:
+            lines.append(f"{self.lock}: NOT SCANNED: it names no package")
         if not lines:
             lines.append(f"{self.lock}: clean: {self.looked_up} packages, no known vulnerability")
         return lines

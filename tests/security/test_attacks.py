@@ -107,7 +107,7 @@ async def test_raw_attack(service: Served, attack: RawAttack) -> None:
     statuses = [int(found) for found in re.findall(rb"HTTP/1\.1 (\d{3})", received)]
     assert (statuses or [0])[0] in attack.statuses, received[:600]
     assert len(statuses) <= attack.answers, received[:2_000]
-    assert 200 not in statuses
+    assert 200 not in statuses[1:]
     assert LEAKS.search(received.decode("latin-1")) is None, received[:600]
     assert service.commits() == before
     assert LOG_LEAKS.search(service.log()[log:]) is None
@@ -115,14 +115,14 @@ async def test_raw_attack(service: Served, attack: RawAttack) -> None:
 
 
 def test_names_are_unique_and_the_list_is_long() -> None:
-    names = [attack.name for attack in (*ATTACKS, *RAW)]
+    names = [*(attack.name for attack in ATTACKS), *(attack.name for attack in RAW)]
     assert len(set(names)) == len(names)
     assert len(names) > 300
 
 
-async def test_a_good_request_shows_that_the_others_could_have_written(tmp_path: Path) -> None:
+def test_a_good_request_shows_that_the_others_could_have_written(tmp_path: Path) -> None:
     with served(tmp_path) as running:
-        reply = await running.graphql("command", CREATE, {"input": PERSON})
+        reply = asyncio.run(running.graphql("command", CREATE, {"input": PERSON}))
         assert reply.status == 200
         assert reply.json()["data"]["createUserAccount"]["id"]
         assert running.commits() == 1

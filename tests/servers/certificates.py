@@ -39,7 +39,7 @@ class Authority:
     def __init__(self, directory: Path, name: str = "Test Authority", *, issuer: Authority | None = None) -> None:
         self.directory = directory
         self.key: Key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = _build(
+        self.certificate: x509.Certificate = _build(
             name,
             key=self.key,
             signer=self if issuer is None else issuer,
@@ -48,7 +48,7 @@ class Authority:
             ends=_now() + 3650 * DAY,
             authority=True,
         )
-        self.chain = [] if issuer is None else [self.certificate, *issuer.chain]
+        self.chain: list[x509.Certificate] = [] if issuer is None else [self.certificate, *issuer.chain]
         self.trust = directory / f"{name.lower().replace(' ', '-')}.pem"
         self.trust.write_bytes(self.certificate.public_bytes(Encoding.PEM))
 

@@ -123,6 +123,7 @@ class VaultServer:
         """Stops it where it is: connections stay open and nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # all its threads, not only told to
 
     def thaw(self) -> None:
         """Lets it go on."""

@@ -13,6 +13,7 @@ from kiseki.command.idempotency import IdempotencyKeys
 from kiseki.command.loader import Loader
 from kiseki.journal.port import Journal, SnapshotStore
 from kiseki.kernel.codec import EventCodec
+from kiseki.kernel.erasure import ErasureLog
 from kiseki.kernel.ports import Clock, IdSource, Protector, Telemetry
 
 __all__ = ["CommandSettings", "command_handler"]
@@ -41,6 +42,7 @@ def command_handler(
     ids: IdSource,
     telemetry: Telemetry,
     settings: CommandSettings,
+    erasure_log: ErasureLog | None = None,
 ) -> CommandHandler:
     """The handler of all of an application's commands. Close it before the journal."""
     codec = EventCodec(application.schema, protector, telemetry)
@@ -69,4 +71,5 @@ def command_handler(
             journal=journal, protector=protector, clock=clock, hours=settings.idempotency_hours
         ),
         snapshot_every=settings.snapshot_every,
+        erasure_log=erasure_log,
     )

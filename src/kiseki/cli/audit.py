@@ -27,6 +27,7 @@ __all__ = ["OpenedAudit", "export", "moment", "tail", "verify"]
 OpenedAudit: TypeAlias = Callable[[], AbstractAsyncContextManager[AuditPlaces]]
 """Opens the audit log that the settings name, on the running event loop, and closes it at the end."""
 
+
 class TimeInvalid(KisekiError):
     """A time on the command line can't be read."""
 

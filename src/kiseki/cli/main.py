@@ -35,6 +35,14 @@ journal = typer.Typer(help="Look into the journal.", **_plain)  # type: ignore[a
 projection = typer.Typer(help="Look at read models, and mend them.", **_plain)  # type: ignore[arg-type]
 access = typer.Typer(help="Who may do what.", **_plain)  # type: ignore[arg-type]
 app.add_typer(access, name="access")
+audit = typer.Typer(help="The log of security events.", **_plain)  # type: ignore[arg-type]
+app.add_typer(audit, name="audit")
+keys = typer.Typer(help="Master keys of personal data.", **_plain)  # type: ignore[arg-type]
+app.add_typer(keys, name="keys")
+token = typer.Typer(help="Tokens, for people at a terminal.", **_plain)  # type: ignore[arg-type]
+app.add_typer(token, name="token")
+erasure = typer.Typer(help="Erasures of people, and the ledger that remembers them.", **_plain)  # type: ignore[arg-type]
+app.add_typer(erasure, name="erasure")
 app.add_typer(journal, name="journal")
 app.add_typer(projection, name="projection")
 
@@ -150,6 +158,19 @@ def migrate(config: Config = None, data_dir: DataDir = None) -> None:
     run_migrate(config=config, data_dir=data_dir)
 
 
+@app.command()
+def check(
+    deploy: Annotated[bool, typer.Option("--deploy", help="As the production profile looks at it.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Say what is unsafe about the settings, and what to do about it, without starting anything."""
+    from kiseki.cli.check import check as run_check
+
+    return run_check(config=config, data_dir=data_dir, deploy=deploy, json=json)
+
+
 @access.command("show")
 def access_show(application: Application = None, json: Json = False) -> None:
     """Show the roles and object rules of every command and query."""
@@ -208,6 +229,195 @@ def journal_import(
     from kiseki.cli.transfer import import_
 
     import_(file, opened=opened_journal(settings_of(config, data_dir), make=True), json=json)
+
+
+@audit.command("tail")
+def audit_tail(
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=10_000, help="How many records.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those that come.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Show the newest security events of all processes."""
+    from functools import partial
+
+    from kiseki.cli.audit import tail
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.opened import opened_audit_log
+
+    tail(opened=partial(opened_audit_log, settings_of(config, data_dir)), lines=lines, follow=follow, json=json)
+
+
+@audit.command("verify")
+def audit_verify(
+    since: Annotated[str | None, typer.Option(help="Older records were deleted on purpose; a time, UTC.")] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Find every change, deletion or insertion in the audit log, up to the last anchor."""
+    from functools import partial
+
+    from kiseki.cli.audit import verify
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.opened import opened_audit_log
+
+    return verify(opened=partial(opened_audit_log, settings_of(config, data_dir)), since=since, json=json)
+
+
+@audit.command("export")
+def audit_export(
+    *,
+    file: Annotated[Path, typer.Argument(help="File to write; a manifest is written beside it.")],
+    since: Annotated[str | None, typer.Option(help="From this time on, UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="Before this time, UTC.")] = None,
+    kept_since: Annotated[str | None, typer.Option(help="Older records were deleted on purpose.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> int:
+    """Write a verified copy of the audit log."""
+    from functools import partial
+
+    from kiseki.cli.audit import export
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.opened import opened_audit_log
+
+    opened = partial(opened_audit_log, settings_of(config, data_dir))
+    return export(file, opened=opened, since=since, until=until, kept_since=kept_since, force=force)
+
+
+@keys.command("status")
+def keys_status(config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+    """Show how many keys of people each master key wraps."""
+    from functools import partial
+
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.keys import status
+    from kiseki.cli.opened import opened_keys
+
+    return status(opened=partial(opened_keys, settings_of(config, data_dir)), json=json)
+
+
+@keys.command("rotate")
+def keys_rotate(config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+    """Wrap all keys with the current master key. Events stay as they are. Safe while services run."""
+    from functools import partial
+
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.keys import rotate
+    from kiseki.cli.opened import opened_keys
+
+    return rotate(opened=partial(opened_keys, settings_of(config, data_dir)), json=json)
+
+
+@token.command("issue")
+def token_issue(
+    *,
+    subject: Annotated[str, typer.Option(help="Whose token it is (`sub`).")],
+    role: Annotated[list[str] | None, typer.Option(help="A role; may be given again.")] = None,
+    user_id: Annotated[str | None, typer.Option(help="The id of their own account (`userId`).")] = None,
+    lifetime: Annotated[int, typer.Option(help="Seconds for which it is valid.")] = 3_600,
+    key: Annotated[Path | None, typer.Option(help="Private key (PEM); without it token_secret.")] = None,
+    production: Annotated[bool, typer.Option("--production", help="In the production profile: yes, really.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Issue a token, alone on standard output. It is recorded in the audit log."""
+    import asyncio
+
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.opened import opened_issuer, operator
+    from kiseki.cli.token import issue
+
+    async def run() -> None:
+        async with opened_issuer(settings_of(config, data_dir), key) as issuer:
+            await issue(
+                issuer,
+                subject,
+                roles=role or [],
+                lifetime=lifetime,
+                user_id=user_id,
+                actor=operator(),
+                production=production,
+            )
+
+    asyncio.run(run())
+
+
+@token.command("inspect")
+def token_inspect(
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TOKEN]", help="Better on standard input: others see arguments.")
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Say what a token says, whether it is accepted now, and if not why."""
+    import asyncio
+
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.opened import opened_identity
+    from kiseki.cli.token import inspect
+
+    async def run() -> int:
+        async with opened_identity(settings_of(config, data_dir)) as opened:
+            return await inspect(text, verifier=opened.verifier, json=json)
+
+    return asyncio.run(run())
+
+
+@token.command("revoke")
+def token_revoke(
+    subject: Annotated[str, typer.Option(help="Whose tokens are not to be believed any more.")],
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke all tokens of a subject that were issued until now. It is recorded in the audit log."""
+    import asyncio
+
+    from kiseki.cli.journal import settings_of
+    from kiseki.cli.opened import opened_identity, operator
+    from kiseki.cli.token import revoke
+
+    async def run() -> None:
+        settings = settings_of(config, data_dir)
+        async with opened_identity(settings) as opened:
+            await revoke(opened.revocations, settings.token_issuer, subject, actor=operator())
+
+    asyncio.run(run())
+
+
+@erasure.command("status")
+def erasure_status(config: Config = None, data_dir: DataDir = None, json: Json = False) -> None:
+    """Show what the ledger of erasures holds, and how far it was proved to be in force."""
+    from kiseki.cli.erasure import status
+
+    status(config=config, data_dir=data_dir, json=json)
+
+
+@erasure.command("replay")
+def erasure_replay(
+    everything: Annotated[bool, typer.Option("--all", help="Look at every erasure, not only the newest.")] = False,
+    application: Application = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Bring every erasure of the ledger into force, as every process does before it serves."""
+    from kiseki.cli.erasure import replay
+
+    return replay(application=application, config=config, data_dir=data_dir, everything=everything, json=json)
+
+
+@erasure.command("verify")
+def erasure_verify(config: Config = None, data_dir: DataDir = None) -> int:
+    """Read the whole ledger, check that nothing in it was changed, and that every key is destroyed."""
+    from kiseki.cli.erasure import verify
+
+    return verify(config=config, data_dir=data_dir)
 
 
 @projection.command("status")

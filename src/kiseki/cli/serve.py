@@ -38,7 +38,7 @@ _PARTS: Final[Mapping[str, Parts]] = {
 def serve(kind: str, *, application: str | None, config: Path | None, options: Mapping[str, Any]) -> None:
     """Runs a kind of process until it is told to end. Raises KisekiError, one clear line, when it can't."""
     settings = load_settings(options=options, environ=os.environ, directory=Path.cwd(), config=config)
-    refuse_unsafe(settings)
+    refuse_unsafe(settings, os.environ)
     settings = with_development_key(settings)
     masker = masking_of(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format, role=kind, masker=masker)

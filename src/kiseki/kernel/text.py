@@ -10,10 +10,25 @@ from typing import ClassVar, Self
 
 __all__ = ["InvalidValue", "Text", "WholeNumber", "forbidden_character"]
 
-# Explicit direction changes can make a text read as something else (Unicode TR 36, "Trojan Source").
-_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_SPACES_AND_JOINERS = frozenset({"Zs", "Cf"})
-_INVISIBLE = frozenset("\ufeff\ufff9\ufffa\ufffb\u00ad\u2060")
+# Of format characters (Cf) those that scripts are written with, and no others. Left out are explicit direction changes,
+# which make a text read as something else (Unicode TR 36, "Trojan Source"), and what nobody sees and no script needs:
+# zero width spaces, tags, invisible operators, annotations, byte order marks, soft hyphens.
+_FORMAT_CHARACTERS = frozenset(
+    "\u200c\u200d"  # joiners: Persian, the scripts of India, emoji
+    "\u200e\u200f\u061c"  # implicit direction marks: Arabic and Hebrew beside punctuation
+    "\u180e"  # Mongolian vowel separator
+    "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"  # signs that are seen
+) | {chr(point) for point in range(0x13430, 0x13440)}  # joiners of hieroglyphs
+_VARIATION_SELECTORS = frozenset(
+    chr(point)
+    for low, high in ((0x180B, 0x180D), (0x180F, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
+    for point in range(low, high + 1)
+)
+# Letters and symbols that show nothing: alone they are a blank text.
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+_MARKS_AT_MOST = 8
+"""In a row, joiners counted. The tallest stack in use has eight (Tibetan, HAKSHMALAWARAYAM); pointed Hebrew has five,
+Burmese six; Unicode's own bound for streams, 30, leaves room to paint over the lines above and below."""
 
 
 class InvalidValue(ValueError):
@@ -29,30 +44,50 @@ def forbidden_character(value: str, *, multiline: bool = False) -> str | None:
     """The first code point that no text may hold, as `U+XXXX`, or None when all are fine.
 
     Refused: controls (also NUL), surrogates, private use, unassigned and non-characters, line and paragraph
-    separators, bidirectional overrides, invisible format characters. Allowed: every script's letters, marks,
-    numbers, punctuation, symbols and spaces, and the joiners that scripts need (U+200C, U+200D).
+    separators, bidirectional overrides, format characters that no script needs, a variation selector on another one.
+    Allowed: every script's letters, marks, numbers, punctuation, symbols and spaces, and its joiners (U+200C, U+200D).
     """
-    if value.isprintable():
+    if value.isalnum() or (value.isascii() and value.isprintable()):
         return None
+    selected = False
     for character in value:
-        if character.isprintable():
+        if character in _VARIATION_SELECTORS:
+            if selected:
+                return f"U+{ord(character):04X}"
+            selected = True
             continue
-        if multiline and character in "\n\t":
+        selected = False
+        if character.isprintable() or character in _FORMAT_CHARACTERS or (multiline and character in "\n\t"):
             continue
-        if unicodedata.category(character) in _SPACES_AND_JOINERS and not (
-            character in _BIDI_CONTROLS or character in _INVISIBLE
-        ):
-            continue
-        return f"U+{ord(character):04X}"
+        if unicodedata.category(character) != "Zs":
+            return f"U+{ord(character):04X}"
     return None
+
+
+def _check_marks(value: str) -> None:
+    """Raises InvalidValue when marks pile up, or when there is nothing that they are on."""
+    run = 0
+    visible = False
+    for character in value:
+        category = unicodedata.category(character)
+        if category[0] == "M" or character in _FORMAT_CHARACTERS:
+            run += 1
+            if run > _MARKS_AT_MOST:
+                raise InvalidValue("TOO_MANY_MARKS", f"must not have more than {_MARKS_AT_MOST} marks on a character")
+        else:
+            run = 0
+            visible = visible or (category[0] in "LNPS" and character not in _FILLERS)
+    if not visible and value:
+        raise InvalidValue("BLANK", "must not be blank")
 
 
 class Text(str):
     """A string with rules; subclass it: `class FirstName(Text, max_length=50)`.
 
     Constructing one checks it: normalised to Unicode NFC, not blank, at most `max_length` code points (and
-    `max_bytes` bytes of UTF-8 where given), no forbidden character, then the subclass's own `check`.
-    Raises InvalidValue (BLANK, TOO_SHORT, TOO_LONG, FORBIDDEN_CHARACTER, or a code of the subclass).
+    `max_bytes` bytes of UTF-8 where given), no forbidden character, not more than eight marks in a row, then the
+    subclass's own `check`. Raises InvalidValue (BLANK, TOO_SHORT, TOO_LONG, FORBIDDEN_CHARACTER, TOO_MANY_MARKS, or a
+    code of the subclass).
     """
 
     __slots__ = ()
@@ -97,6 +132,8 @@ class Text(str):
             raise _forbidden(problem)
         if cls.min_length and not value.strip():
             raise InvalidValue("BLANK", "must not be blank")
+        if not value.isascii() and not (value.isalnum() and _FILLERS.isdisjoint(value)):
+            _check_marks(value)
         if len(value) < cls.min_length:
             raise InvalidValue("TOO_SHORT", f"must be at least {cls.min_length} characters")
         cls.check(value)

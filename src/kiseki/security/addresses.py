@@ -51,8 +51,9 @@ class ClientAddresses:
                 raise DefinitionError(
                     "trusting every address as a proxy lets each client choose its own; name the proxies' networks"
                 )
-        # Peers come again and again; what a client wrote into a header is not worth remembering.
+        # Both come again and again. Each has its own, so that what is written into headers drives out no peers.
         self._peer = lru_cache(maxsize=_CACHED)(self._read_peer)
+        self._entry = lru_cache(maxsize=_CACHED)(self._read_entry)
 
     def resolve(self, peer: str | None, forwarded_for: Sequence[bytes]) -> str:
         """The client's address, canonical, or UNKNOWN.
@@ -64,11 +65,13 @@ class ClientAddresses:
         if not trusted or not forwarded_for:
             return text
         for entry in _from_the_right(forwarded_for):
-            address = _read_entry(entry)
-            if address is None:
+            if len(entry) > _MAX_ENTRY:
                 break
-            text = str(address)
-            if not self._is_trusted(address):
+            found = self._entry(entry)
+            if found is None:
+                break
+            text, trusted = found
+            if not trusted:
                 break
         return text
 
@@ -81,6 +84,10 @@ class ClientAddresses:
         if address is None:
             return UNKNOWN, False
         return str(address), self._is_trusted(address)
+
+    def _read_entry(self, entry: bytes) -> tuple[str, bool] | None:
+        address = _read_entry(entry)
+        return None if address is None else (str(address), self._is_trusted(address))
 
     def _is_trusted(self, address: _Address) -> bool:
         return any(address in network for network in self._trusted)
@@ -131,8 +138,6 @@ def _from_the_right(lines: Sequence[bytes]) -> Iterable[bytes]:
 
 def _read_entry(entry: bytes) -> _Address | None:
     """The address in an entry: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`."""
-    if len(entry) > _MAX_ENTRY:
-        return None
     text = entry.strip(b" \t").decode("latin-1")
     match = _WITH_PORT.fullmatch(text)
     if match is None:

@@ -23,7 +23,10 @@ _MOST: Final = 1_000
 """Forms of exact secrets that are kept; the oldest go first, so that rotations do not add up."""
 _DEPTH: Final = 6
 
-_PEM: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{1,40}-----[\s\S]*?(?:-----END [A-Z0-9 ]{1,40}-----|\Z)")
+# Also one without an end; never further than the text in quotes that it stands in.
+_PEM: Final = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{1,40}-----(?:[^\"'\\]|\\+[^\"'\\])*?(?:-----END [A-Z0-9 ]{1,40}-----|(?=\\*[\"'])|\\*\Z)"
+)
 _JWT: Final = re.compile(r"eyJ[A-Za-z0-9_-]{7,}(?:\.[A-Za-z0-9_-]*){0,4}")
 # A word without digits after `bearer` is mostly prose, unless it is long.
 _SCHEME: Final = re.compile(
@@ -32,7 +35,7 @@ _SCHEME: Final = re.compile(
     re.IGNORECASE,
 )
 _AUTHORIZATION: Final = re.compile(
-    r"(authorization(?:\\?[\"'])?[ \t]{0,4}[:=,][ \t]{0,4}(?:b?\\?[\"'])?)(?!\[masked\])[^\s\"'\\,;}\])]{4,}"
+    r"(authorization(?:\\{0,8}[\"'])?[ \t]{0,4}[:=,][ \t]{0,4}(?:b?\\{0,8}[\"'])?)(?!\[masked\])[^\s\"'\\,;}\])]{4,}"
     r"(?:[ \t]{1,4}[^\s\"'\\,;}\])]{4,})?",
     re.IGNORECASE,
 )
@@ -41,17 +44,19 @@ _URL: Final = re.compile(r"(://[^\s:/@\"'<>\\]{0,256}:)[^\s\"'<>\\]{1,256}@")
 _AWS_ID: Final = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 _AWS_SECRET: Final = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=_-])")
 _NAMES: Final = (
-    r"(?:password|passwd|passphrase|secret|secret[_-]?id|client[_-]?secret|secret[_-]?access[_-]?key|access[_-]?token|"
-    r"refresh[_-]?token|id[_-]?token|session[_-]?token|vault[_-]?token|x-vault-token|x-amz-security-token|"
-    r"x-amz-signature|api[_-]?key|private[_-]?key|token)"
+    r"(?:passw(?:or)?d|passphrase|secret(?:[_-]?(?:id|access[_-]?key))?|token|(?:api|access|private)[_-]?key|signature)"
 )
+"""How names of secrets end; what stands before (`client_`, `X-Amz-Security-`) does not matter."""
 # Two ways to write it, so that a line of JSON stays one: a quoted name has a quoted value.
-_QUOTED: Final = re.compile(rf"({_NAMES}(?:\\?[\"'])[ \t]?[:,][ \t]?b?(?:\\?[\"']))[^\"'\\]{{4,}}", re.IGNORECASE)
-_PLAIN: Final = re.compile(
-    rf"((?<![A-Za-z]){_NAMES}=|\b{_NAMES}:[ \t]?(?=\S{{0,400}}\d))[^\s\"'\\,;&}}\])]{{4,}}", re.IGNORECASE
+_QUOTED: Final = re.compile(
+    rf"({_NAMES}\\{{0,8}}[\"'][ \t]?[:,][ \t]?b?\\{{0,8}}[\"'])(?!\[masked\])[^\"'\\]{{4,}}", re.IGNORECASE
 )
-_SECRET_NAME: Final = re.compile(rf"(?:.*[_.-])?(?:{_NAMES}|authorization)", re.IGNORECASE)
-_HINTS: Final = ("passw", "secret", "token", "passphrase", "key", "signature")
+_PLAIN: Final = re.compile(
+    rf"({_NAMES}(?:=|:[ \t]?(?=[^\s\"'\\]{{0,400}}\d)))(?!\[masked\])[^\s\"'\\,;&}}\])]{{4,}}", re.IGNORECASE
+)
+_NAME: Final = re.compile(rf"{_NAMES}\\{{0,8}}[\"']?[ \t]?[=:,]")
+_SECRET_NAME: Final = re.compile(rf"[^\n]{{0,80}}(?:{_NAMES}|authorization)", re.IGNORECASE)
+_HINTS: Final = ("passw", "passphrase", "secret", "token", "api", "access", "private", "signature")
 
 
 class Masker:
@@ -104,7 +109,7 @@ class Masker:
             text = _SCHEME.sub(_keep_scheme, text)
         if "authorization" in lower:
             text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
-        if any(hint in lower for hint in _HINTS):
+        if any(hint in lower for hint in _HINTS) and _NAME.search(lower):
             text = _PLAIN.sub(rf"\1{MASK}", _QUOTED.sub(rf"\1{MASK}", text))
         if len(text) >= 40:
             text = _AWS_SECRET.sub(_mask_mixed, text)

@@ -102,7 +102,7 @@ class LoadedTls:
 
 def load_tls(files: TlsFiles, *, now: datetime) -> LoadedTls:
     """Checks the files and makes the context of servers. Raises InvalidTls."""
-    password = files.password() if callable(files.password) else files.password
+    password = (files.password() if callable(files.password) else files.password) or None
     chain = _chain(files.certificate, now)
     leaf = chain[0]
     _match(leaf, files, password)

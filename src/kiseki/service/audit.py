@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +24,11 @@ from kiseki.security.audit.places import AuditPlaces, open_places
 from kiseki.security.audit.sink import AnchorStore, AuditSink
 from kiseki.security.audit.stdout_sink import StdoutSink
 from kiseki.security.masking import Masker
+from kiseki.security.secrets.passwords import SecretPassword
+from kiseki.security.secrets.source import SecretSource
 from kiseki.service.settings import Settings, SettingsError
 
-__all__ = ["SINKS", "audit_directory", "audit_places", "migrate_audit", "open_audit", "started_with"]
+__all__ = ["SINKS", "audit_directory", "audit_keys", "audit_places", "migrate_audit", "open_audit", "started_with"]
 
 SINKS: Final = ("file", "stdout", "database")
 _SCHEMA: Final = "kiseki_audit"
@@ -37,10 +40,13 @@ def audit_directory(settings: Settings) -> Path:
     return settings.audit_dir or settings.data_dir / "audit"
 
 
-async def open_audit(settings: Settings, *, clock: Clock, masker: Masker) -> AuditLog:
-    """The log of this process, which has begun. Raises SettingsError, AuditKeyRefused, AuditUnavailable."""
+async def open_audit(settings: Settings, *, secrets: SecretSource, clock: Clock, masker: Masker) -> AuditLog:
+    """The log of this process, which has begun.
+
+    Raises SettingsError, AuditKeyRefused, SecretUnavailable, AuditUnavailable.
+    """
     writer = new_writer()
-    keys = await asyncio.to_thread(_keys, settings)
+    keys = await audit_keys(settings, secrets)
     sinks: list[AuditSink] = []
     for name in dict.fromkeys(settings.audit_sinks):
         if name == "file":
@@ -50,7 +56,7 @@ async def open_audit(settings: Settings, *, clock: Clock, masker: Masker) -> Aud
         elif name == "database":
             from kiseki.security.audit.postgres_lines import PostgresSink
 
-            sinks.append(await PostgresSink.open(_database(settings), writer=writer))
+            sinks.append(await PostgresSink.open(_database(settings, secrets), writer=writer))
         else:
             raise SettingsError(f"audit_sinks: {name!r} is none; they are {', '.join(SINKS)}")
     if not sinks:
@@ -61,54 +67,60 @@ async def open_audit(settings: Settings, *, clock: Clock, masker: Masker) -> Aud
         sinks=sinks,
         clock=clock,
         masker=masker,
-        anchors=_anchors(settings),
+        anchors=_anchors(settings, secrets),
         settings=AuditLogSettings(failure=settings.audit_failure),
     )
 
 
-def audit_places(settings: Settings) -> AbstractAsyncContextManager[AuditPlaces]:
+def audit_places(
+    settings: Settings, keys: AuditKeys, secrets: SecretSource
+) -> AbstractAsyncContextManager[AuditPlaces]:
     """What reads the log that these settings name. Raises SettingsError, AuditKeyRefused, AuditLogNotKept."""
     places: dict[str, Any] = {}
     if "file" in settings.audit_sinks:
         places["directory"] = audit_directory(settings)
     elif "database" in settings.audit_sinks:
-        places["database"] = _database(settings)
+        places["database"] = _database(settings, secrets)
     if _is_database(settings.audit_anchors):
-        places["anchor_database"] = _anchor_database(settings)
+        places["anchor_database"] = _anchor_database(settings, secrets)
     elif settings.audit_anchors:
         places["anchor_directory"] = Path(settings.audit_anchors)
-    return open_places(keys=_keys(settings), **places)
+    return open_places(keys=keys, **places)
 
 
-async def migrate_audit(settings: Settings) -> Sequence[str]:
+async def migrate_audit(settings: Settings, secrets: SecretSource) -> Sequence[str]:
     """Makes the tables of the log, when it is in a database; what was done, line by line. Raises Unavailable."""
     done: list[str] = []
     if "database" in settings.audit_sinks:
         from kiseki.security.audit.postgres_lines import migrate_records
 
-        done += await migrate_records(_database(settings))
+        done += await migrate_records(_database(settings, secrets))
     if _is_database(settings.audit_anchors):
         from kiseki.security.audit.postgres_lines import migrate_anchors
 
-        done += await migrate_anchors(_anchor_database(settings))
+        done += await migrate_anchors(_anchor_database(settings, secrets))
     return done
 
 
-def _keys(settings: Settings) -> AuditKeys:
+async def audit_keys(settings: Settings, secrets: SecretSource) -> AuditKeys:
+    """What the log is verified with. Raises AuditKeyRefused, SecretUnavailable."""
     if settings.audit_key:
-        return AuditKeys(AuditKey(settings.audit_key.encode()))
-    directory = settings.data_dir / "keys"
+        return AuditKeys(AuditKey((await secrets.get(settings.audit_key)).reveal().encode()))
+    return AuditKeys(await asyncio.to_thread(_own_key, settings.data_dir / "keys"))
+
+
+def _own_key(directory: Path) -> AuditKey:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return AuditKeys(AuditKey.load_or_create(directory / "audit.key"))
+    return AuditKey.load_or_create(directory / "audit.key")
 
 
-def _anchors(settings: Settings) -> AnchorStore | None:
+def _anchors(settings: Settings, secrets: SecretSource) -> AnchorStore | None:
     if not settings.audit_anchors:
         return None
     if _is_database(settings.audit_anchors):
         from kiseki.security.audit.postgres_lines import PostgresAnchors
 
-        return PostgresAnchors.open(_anchor_database(settings))
+        return PostgresAnchors.open(_anchor_database(settings, secrets))
     return FileAnchors(Path(settings.audit_anchors))
 
 
@@ -116,18 +128,20 @@ def _is_database(where: str) -> bool:
     return where.startswith(("postgresql://", "postgres://"))
 
 
-def _database(settings: Settings) -> Any:
+def _database(settings: Settings, secrets: SecretSource) -> Any:
     from kiseki.clients.postgres import PostgresAddress
 
     if not settings.audit_database:
         raise SettingsError("audit_database is not set, but audit_sinks names a database; give postgresql://…")
-    return PostgresAddress.parse(settings.audit_database, schema=_SCHEMA)
+    return PostgresAddress.parse(settings.audit_database, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
 
 
-def _anchor_database(settings: Settings) -> Any:
+def _anchor_database(settings: Settings, secrets: SecretSource) -> Any:
     from kiseki.clients.postgres import PostgresAddress
 
-    return PostgresAddress.parse(settings.audit_anchors, schema=_ANCHOR_SCHEMA)
+    return PostgresAddress.parse(
+        settings.audit_anchors, schema=_ANCHOR_SCHEMA, passwords=partial(SecretPassword, secrets)
+    )
 
 
 def started_with(settings: Settings) -> AuditEvent:

@@ -1,14 +1,29 @@
-"""What is unsafe about a process's settings. Used at start: the production profile refuses what is found here.
+"""What is unsafe about a process's settings. Used at start, where the production profile refuses what is found, and by
+`kiseki check --deploy`.
 
 A finding says what is wrong, and what to do about it, without starting anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.errors import DefinitionError, KisekiError
+from kiseki.security.addresses import parse_networks, wide_networks
+from kiseki.security.identity.keys import KeyRefused, secret_key
+from kiseki.security.secrets.findings import (
+    aws_findings,
+    connection_findings,
+    master_key_findings,
+    secret_findings,
+    vault_findings,
+)
+from kiseki.security.secrets.reference import SecretReference
+from kiseki.service.identity import has_keys
 from kiseki.service.settings import Settings
+from kiseki.service.store_urls import store_urls
 
 __all__ = ["Finding", "UnsafeSettings", "findings", "refuse_unsafe"]
 
@@ -33,34 +48,159 @@ class UnsafeSettings(KisekiError):
         self.findings = tuple(found)
 
 
-def findings(settings: Settings) -> list[Finding]:
-    """Everything that is unsafe about these settings, for the profile they name."""
+def findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    """Everything that is unsafe about these settings, for the profile they name, and about the environment."""
     found: list[Finding] = []
     if not settings.development:
-        found.append(
-            Finding(
-                "authentication",
-                "no identity is configured, so nobody could be told from anybody else, and this version has no "
-                "authentication to configure yet",
-                "use the development profile on this machine only",
-            )
-        )
-        found.append(
-            Finding(
-                "transport",
-                "the APIs would be served over plain HTTP, and this version has no TLS to configure yet",
-                "use the development profile on this machine only",
-            )
-        )
+        for part in (_identity, _transport, _stores, _personal_data, _audit):
+            found += part(settings)
+        found += [Finding(*one) for one in (*aws_findings(environ), *vault_findings(settings.vault_address))]
+    found += _limits(settings)
     found += _timing(settings)
     return found
 
 
-def refuse_unsafe(settings: Settings) -> None:
+def refuse_unsafe(settings: Settings, environ: Mapping[str, str]) -> None:
     """Raises UnsafeSettings when there is a finding."""
-    found = findings(settings)
+    found = findings(settings, environ)
     if found:
         raise UnsafeSettings(settings.profile, found)
+
+
+def _identity(settings: Settings) -> list[Finding]:
+    found = []
+    if not has_keys(settings):
+        found.append(
+            Finding(
+                "authentication",
+                "nothing says how tokens are verified, so nobody could be told from anybody else",
+                "set jwks_url, token_keys or token_secret",
+            )
+        )
+    if not settings.token_issuer:
+        found.append(
+            Finding(
+                "authentication", "token_issuer is not set, so tokens of anybody would do", "name the issuer of tokens"
+            )
+        )
+    if settings.token_secret and SecretReference.parse(settings.token_secret).kind == "plain":
+        try:
+            secret_key(settings.token_secret.encode())
+        except KeyRefused as problem:
+            found.append(Finding("authentication", f"token_secret: {problem}", "openssl rand -base64 48 makes one"))
+    if settings.jwks_url and not settings.jwks_url.startswith("https://"):
+        found.append(
+            Finding("authentication", "jwks_url is not https: anybody in between could give keys", "use https")
+        )
+    for name in ("token_secret", "tls_key_password", "audit_key", "vault_secret_id"):
+        found += [Finding(*one) for one in secret_findings(name, getattr(settings, name))]
+    return found
+
+
+def _transport(settings: Settings) -> list[Finding]:
+    found = []
+    if settings.tls_proxy:
+        if not settings.trusted_proxies:
+            found.append(
+                Finding(
+                    "transport",
+                    "a proxy ends TLS (tls_proxy), but trusted_proxies is empty: all clients would have its address, "
+                    "and share one rate limit",
+                    "name the proxy's networks",
+                )
+            )
+    elif settings.tls_certificate is None or settings.tls_key is None:
+        found.append(
+            Finding(
+                "transport",
+                "the APIs would be served over plain HTTP",
+                "set tls_certificate and tls_key, or tls_proxy=true where a proxy in front ends TLS",
+            )
+        )
+    if not settings.hosts:
+        found.append(
+            Finding("hosts", "hosts is empty: requests for any name are answered", "list the names of the service")
+        )
+    try:
+        wide = wide_networks(parse_networks(settings.trusted_proxies))
+    except DefinitionError as problem:
+        found.append(Finding("trusted_proxies", str(problem), "name networks such as 10.0.0.0/8"))
+    else:
+        found += [
+            Finding(
+                "trusted_proxies",
+                f"{network} is wider than anybody's own proxies: whoever is in it can choose their address",
+                "name the proxies' own networks",
+            )
+            for network in wide
+        ]
+    return found
+
+
+def _stores(settings: Settings) -> list[Finding]:
+    urls = {url.setting: url.text for url in store_urls(settings)}
+    urls |= {
+        name: getattr(settings, name)
+        for name in ("rate_store", "audit_database", "audit_anchors", "erasure_ledger")
+        if "://" in getattr(settings, name)
+    }
+    return [
+        Finding(one.name, f"{setting}: {one.problem}", one.remedy)
+        for setting, url in urls.items()
+        for one in connection_findings(url)
+    ]
+
+
+def _personal_data(settings: Settings) -> list[Finding]:
+    found = [Finding(*one) for one in master_key_findings(settings.master_key)]
+    if not settings.erasure_ledger or _is_inside(settings.erasure_ledger, settings.data_dir):
+        found.append(
+            Finding(
+                "erasure_ledger",
+                "the erasure ledger is in data_dir: a restored backup would bring erased persons back",
+                "set erasure_ledger to a folder of another volume that is in no backup, or to a database",
+            )
+        )
+    return found
+
+
+def _audit(settings: Settings) -> list[Finding]:
+    found = []
+    if not settings.audit_key:
+        found.append(
+            Finding(
+                "audit_key",
+                "the secret of the audit log's hash chain lies in data_dir, where whoever changes the log could use it",
+                "set audit_key to a reference, such as file:///run/secrets/audit",
+            )
+        )
+    if not settings.audit_anchors or _is_inside(settings.audit_anchors, settings.data_dir):
+        found.append(
+            Finding(
+                "audit_anchors",
+                "the heads of the audit log are kept nowhere else: whoever deletes its end is not found out",
+                "set audit_anchors to a folder of another volume, or to a database of another account",
+            )
+        )
+    return found
+
+
+def _limits(settings: Settings) -> list[Finding]:
+    if settings.development or settings.workers == 1 or settings.rate_store:
+        return []
+    return [
+        Finding(
+            "rate_store",
+            f"each of {settings.workers} workers counts by itself, so the rate limits are as many times as high",
+            "set rate_store to rediss://…, or workers to 1",
+        )
+    ]
+
+
+def _is_inside(where: str, directory: Path) -> bool:
+    if "://" in where:
+        return False
+    return Path(where).absolute().is_relative_to(directory.absolute())
 
 
 def _timing(settings: Settings) -> list[Finding]:

@@ -32,8 +32,11 @@ from kiseki.projection.updater import Updater
 from kiseki.query.queries import Queries
 from kiseki.query.waiting import ConsistencyWaiter
 from kiseki.security.audit.log import AuditLog
+from kiseki.security.erasure.replay import ErasureReplay
+from kiseki.security.secrets.source import SecretSource
 from kiseki.service.admin import AdminPages
 from kiseki.service.development import DEVELOPMENT_SUBJECT, DevelopmentIdentity
+from kiseki.service.erasures import erasure_replay, replay_forever
 from kiseki.service.gate import Gate
 from kiseki.service.health import Health
 from kiseki.service.identity import DEVELOPMENT_ISSUER, open_identity
@@ -66,6 +69,8 @@ class Components(msgspec.Struct, frozen=True, kw_only=True):
     admin: AdminPages | None
     measure: Callable[[], Awaitable[Sequence[Sample]]]
     """Gauges of projections, measured from outside. Raises Unavailable."""
+    erasures: ErasureReplay
+    """Has to have run before anything is served."""
     running: Sequence[asyncio.Task[None]]
     """Tasks that end only by shutdown; one that ends by itself ends the process."""
 
@@ -88,12 +93,14 @@ async def compose(
     health: Health,
     shutdown: CoordinatedShutdown,
     audit: AuditLog,
+    secrets: SecretSource,
 ) -> Components:
     """Builds the parts on open stores, which are closed at shutdown. Raises KisekiError, one clear line."""
     shutdown.add(Phase.SYSTEM_TERMINATE, "stores", stores.close)
     health.add_remote("audit", partial(_check_audit, audit))
     health.add_remote("journal", stores.check_journal)
     health.add_remote("keys", stores.check_keys)
+    replay = erasure_replay(application, stores, clock=clock, telemetry=metrics, auditor=audit)
     composer = _Composer(
         application,
         settings,
@@ -104,12 +111,14 @@ async def compose(
         health=health,
         shutdown=shutdown,
         audit=audit,
+        secrets=secrets,
     )
-    running: dict[str, Callable[[], Coroutine[None, None, None]]] = {}
+    running: dict[str, Callable[[], Coroutine[None, None, None]]] = {"secrets": secrets.watch}
     updater = composer.updater() if parts.updater else None
     if updater is not None:
         await updater.check()
-        running = {"updater": updater.run, **composer.sweepers(updater)}
+        running |= {"updater": updater.run, **composer.sweepers(updater)}
+        running["erasures"] = partial(replay_forever, replay, settings.erasure_replay_every)
     apis: list[ServedApi] = []
     admin = None
     if parts.command:
@@ -124,6 +133,7 @@ async def compose(
         apis=apis,
         gate=await composer.gate() if apis else None,
         admin=admin,
+        erasures=replay,
         measure=composer.measure if parts.updater else _nothing,
         running=[asyncio.create_task(run(), name=name) for name, run in running.items()],
     )
@@ -167,7 +177,9 @@ class _Composer:
         health: Health,
         shutdown: CoordinatedShutdown,
         audit: AuditLog,
+        secrets: SecretSource,
     ) -> None:
+        self._secrets = secrets
         self._application = application
         self._settings = settings
         self._stores = stores
@@ -181,7 +193,13 @@ class _Composer:
     async def gate(self) -> Gate:
         """What every request passes: addresses, identity, limits."""
         settings, protector = self._settings, self._stores.protector
-        opened = await open_identity(settings, clock=self._clock, auditor=self.auditor, pseudonym=protector.pseudonym)
+        opened = await open_identity(
+            settings,
+            secrets=self._secrets,
+            clock=self._clock,
+            auditor=self.auditor,
+            pseudonym=protector.pseudonym,
+        )
         self._shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "identity", opened.close)
         identity: Identity = opened.identity
         if settings.development:
@@ -189,7 +207,9 @@ class _Composer:
             roles = frozenset({"user", "admin"}) | self._application.access.roles
             actor = protector.pseudonym(DEVELOPMENT_ISSUER, DEVELOPMENT_SUBJECT)
             identity = DevelopmentIdentity(actor=actor, roles=roles, tokens=identity)
-        limits = rate_limits(settings, clock=self._clock, auditor=self.auditor, digest=protector.digest)
+        limits = await rate_limits(
+            settings, secrets=self._secrets, clock=self._clock, auditor=self.auditor, digest=protector.digest
+        )
         self._shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "rate limits", limits.close)
         return Gate(identity, limits=limits, addresses=client_addresses(settings), auditor=self.auditor)
 
@@ -247,6 +267,7 @@ class _Composer:
                 snapshots_keep=self._settings.snapshots_keep,
                 idempotency_hours=self._settings.idempotency_hours,
             ),
+            erasure_log=self._stores.protector.erasure_log,
         )
         self._stores.protector.on_erase(handler.forget_subject)
         evicting = asyncio.create_task(_evict_forever(handler), name="eviction")

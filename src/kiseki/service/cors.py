@@ -39,7 +39,6 @@ _EXPOSED: Final = (
     b"kiseki-consistency-token, ratelimit, ratelimit-policy, retry-after, www-authenticate, x-correlation-id"
 )
 _VARY: Final = (b"vary", b"Origin")
-_PREFLIGHT_VARY: Final = (b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers")
 
 
 class InvalidOrigin(KisekiError):
@@ -77,7 +76,6 @@ class Cors:
                 (b"access-control-allow-methods", allow),
                 (b"access-control-allow-headers", _ALLOW_HEADERS),
                 (b"access-control-max-age", _MAX_AGE),
-                _PREFLIGHT_VARY,
             ),
             b"",
         )

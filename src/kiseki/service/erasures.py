@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -28,6 +29,8 @@ from kiseki.security.erasure.replay import ErasureReplay
 from kiseki.security.erasure.store import LedgerStore
 from kiseki.security.key_store import KeyStore
 from kiseki.security.protector import KeyProtector
+from kiseki.security.secrets.passwords import SecretPassword
+from kiseki.security.secrets.source import SecretSource
 from kiseki.service.store_family import ReadModels, StoreJournal
 
 __all__ = ["erasure_replay", "ledger_directory", "migrate_ledger", "open_ledger", "replay_forever", "until_in_force"]
@@ -62,10 +65,12 @@ def ledger_directory(where: str, data_dir: Path) -> Path | None:
     return None
 
 
-async def open_ledger(where: str, data_dir: Path, *, digests: Digests, clock: Clock) -> ErasureLedger:
+async def open_ledger(
+    where: str, data_dir: Path, *, digests: Digests, clock: Clock, secrets: SecretSource
+) -> ErasureLedger:
     """The ledger that the setting names. Raises StoreUrlInvalid, LedgerRefused, LedgerForeign, LedgerBroken,
     NotMigrated, Unavailable."""
-    store = await _store(where, data_dir)
+    store = await _store(where, data_dir, secrets)
     try:
         return await ErasureLedger.open(store, digests=digests, clock=clock)
     except BaseException:
@@ -73,7 +78,7 @@ async def open_ledger(where: str, data_dir: Path, *, digests: Digests, clock: Cl
         raise
 
 
-async def migrate_ledger(where: str, data_dir: Path) -> Sequence[str]:
+async def migrate_ledger(where: str, data_dir: Path, *, secrets: SecretSource) -> Sequence[str]:
     """Makes its tables, when it is in a database; what was done, line by line."""
     if ledger_directory(where, data_dir) is not None:
         return ()
@@ -85,7 +90,9 @@ async def migrate_ledger(where: str, data_dir: Path) -> Sequence[str]:
     from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
     from kiseki.security.erasure.postgres_ledger import PostgresLedgerStore  # noqa: PLC0415
 
-    return await PostgresLedgerStore.migrate(PostgresAddress.parse(where, schema=_SCHEMA))
+    return await PostgresLedgerStore.migrate(
+        PostgresAddress.parse(where, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
+    )
 
 
 def erasure_replay(
@@ -174,7 +181,7 @@ async def replay_forever(replay: ErasureReplay, every: float) -> None:
                 _log.warning("erasures: %s", report)
 
 
-async def _store(where: str, data_dir: Path) -> LedgerStore:
+async def _store(where: str, data_dir: Path, secrets: SecretSource) -> LedgerStore:
     directory = ledger_directory(where, data_dir)
     if directory is not None:
         return await FileLedgerStore.open(directory)
@@ -186,4 +193,6 @@ async def _store(where: str, data_dir: Path) -> LedgerStore:
     from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
     from kiseki.security.erasure.postgres_ledger import PostgresLedgerStore  # noqa: PLC0415
 
-    return await PostgresLedgerStore.open(PostgresAddress.parse(where, schema=_SCHEMA))
+    return await PostgresLedgerStore.open(
+        PostgresAddress.parse(where, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
+    )

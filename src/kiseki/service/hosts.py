@@ -23,7 +23,7 @@ _HOST: Final = re.compile(
 _LONGEST_NAME: Final = 253
 _LONGEST_LABEL: Final = 63
 _LONGEST: Final = 262
-_NUMERIC: Final = re.compile(r"[0-9.]*\.?(?:[0-9]+|0[xX][0-9A-Fa-f]*)")
+_NUMERIC: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class InvalidHostName(KisekiError):
@@ -53,7 +53,7 @@ def read_host(value: bytes) -> HostName | None:
         if literal is not None:
             return HostName(ipaddress.IPv6Address(literal.decode()).compressed, port)
         name = match["name"].decode().lower()
-        if _NUMERIC.fullmatch(name):
+        if _NUMERIC.fullmatch(name.rpartition(".")[2]):
             # What ends in a number is an IPv4 address and nothing else, in dotted decimal and not 127.1 or 0x7f000001.
             return HostName(str(ipaddress.IPv4Address(name)), port)
     except ValueError:

@@ -14,6 +14,7 @@ from kiseki.journal.dynamodb.items import commit_of
 from kiseki.journal.port import Commit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.security.master_keys import is_local
 from kiseki.service.lambda_updater import PushedUpdater
 from kiseki.service.settings import ENVIRONMENT_PREFIX, Settings, SettingsError
 from kiseki.service.settings_sources import load_settings
@@ -118,7 +119,7 @@ def _source(settings: Settings) -> Source:
 
 def _require_master_key(settings: Settings) -> None:
     """Every environment would else make a key of its own, and the first one the key of a new key store."""
-    if not settings.master_key or not Path(settings.master_key).is_file():
+    if not settings.master_key or (is_local(settings.master_key) and not Path(settings.master_key).is_file()):
         raise SettingsError(
             f"{ENVIRONMENT_PREFIX}MASTER_KEY has to name a file of the function that holds the master key, the same as "
             "that of the service's other processes"

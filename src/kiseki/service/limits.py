@@ -31,8 +31,18 @@ def client_addresses(settings: Settings) -> ClientAddresses:
         raise SettingsError(f"trusted_proxies: {problem}") from problem
 
 
-def rate_limits(settings: Settings, *, clock: Clock, auditor: Auditor, digest: Callable[[str, str], str]) -> RateLimits:
-    """The limits of a process, both APIs together. Connects to nothing yet. Raises SettingsError, StoreUrlInvalid."""
+async def rate_limits(
+    settings: Settings,
+    *,
+    secrets: SecretSource,
+    clock: Clock,
+    auditor: Auditor,
+    digest: Callable[[str, str], str],
+) -> RateLimits:
+    """The limits of a process, both APIs together. Connects to no Redis yet.
+
+    Raises SettingsError, StoreUrlInvalid, SecretUnavailable.
+    """
     address = LimitPolicy("address", settings.rate_limit_address)
     subject = LimitPolicy("subject", settings.rate_limit)
     if not settings.rate_store:
@@ -46,7 +56,10 @@ def rate_limits(settings: Settings, *, clock: Clock, auditor: Auditor, digest: C
         from kiseki.security.limits.redis_windows import RedisWindows
     except ImportError as problem:
         raise SettingsError(_EXTRA) from problem
-    shared = SharedWindows(RedisWindows(RedisAddress(settings.rate_store), digest=digest), clock=clock, auditor=auditor)
+    url = (await secrets.get(settings.rate_store)).reveal()
+    ca_file = None if settings.rate_store_ca is None else str(settings.rate_store_ca)
+    windows = RedisWindows(RedisAddress(url, ca_file=ca_file), digest=digest)
+    shared = SharedWindows(windows, clock=clock, auditor=auditor)
     processes = settings.workers if settings.workers > 1 else None
     return RateLimits(
         by_address=SharedLimiter(address, shared=shared, clock=clock, processes=processes),

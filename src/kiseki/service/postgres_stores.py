@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from kiseki.clients.postgres import PostgresAddress
@@ -11,6 +12,8 @@ from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.query.postgres.read_models import PostgresReadModels
 from kiseki.security.identity.postgres_revocations import PostgresRevocations
 from kiseki.security.postgres_key_store import PostgresKeyStore
+from kiseki.security.secrets.passwords import SecretPassword
+from kiseki.security.secrets.source import SecretSource
 from kiseki.service.settings import Settings
 from kiseki.service.store_urls import StoreUrl
 
@@ -23,12 +26,13 @@ _SCHEMAS: Final = {"journal": "kiseki_journal", "keys": "kiseki_keys", "read_mod
 class PostgresStores:
     """The StoreFamily of PostgreSQL."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, secrets: SecretSource) -> None:
         self._settings = settings
+        self._secrets = secrets
 
     async def migrate(self, url: StoreUrl) -> Sequence[str]:
         """As StoreFamily."""
-        address = _address(url)
+        address = self._address(url)
         if url.setting == "journal":
             return await PostgresJournal.migrate(address)
         if url.setting == "keys":
@@ -38,7 +42,7 @@ class PostgresStores:
     async def journal(self, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> PostgresJournal:
         """As StoreFamily."""
         return await PostgresJournal.open(
-            _address(url),
+            self._address(url),
             clock=clock,
             telemetry=telemetry,
             writers=self._settings.journal_writers,
@@ -47,16 +51,18 @@ class PostgresStores:
 
     async def keys(self, url: StoreUrl) -> PostgresKeyStore:
         """As StoreFamily."""
-        return await PostgresKeyStore.open(_address(url), connections=self._settings.key_connections)
+        return await PostgresKeyStore.open(self._address(url), connections=self._settings.key_connections)
 
     async def revocations(self, url: StoreUrl) -> PostgresRevocations:
         """As StoreFamily."""
-        return await PostgresRevocations.open(_address(url))
+        return await PostgresRevocations.open(self._address(url))
 
     async def read_models(self, url: StoreUrl, *, clock: Clock) -> PostgresReadModels:
         """As StoreFamily."""
-        return await PostgresReadModels.open(_address(url), clock=clock, pool=self._settings.read_model_connections)
+        return await PostgresReadModels.open(
+            self._address(url), clock=clock, pool=self._settings.read_model_connections
+        )
 
-
-def _address(url: StoreUrl) -> PostgresAddress:
-    return PostgresAddress.parse(url.text, schema=_SCHEMAS[url.setting])
+    def _address(self, url: StoreUrl) -> PostgresAddress:
+        passwords = partial(SecretPassword, self._secrets)
+        return PostgresAddress.parse(url.text, schema=_SCHEMAS[url.setting], passwords=passwords)

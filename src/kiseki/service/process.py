@@ -19,10 +19,13 @@ from kiseki.application.context import Application
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.kernel.errors import KisekiError
 from kiseki.projection.backoff import Backoff
+from kiseki.security.audit.log import AuditLog
 from kiseki.security.masking import Masker
+from kiseki.security.secrets.source import SecretSource
 from kiseki.service.audit import open_audit, started_with
 from kiseki.service.composition import Components, ServedApi, compose
 from kiseki.service.doors import Door, Doors
+from kiseki.service.erasures import until_in_force
 from kiseki.service.health import Health, disk_check
 from kiseki.service.http import api_app
 from kiseki.service.kinds import Listening, Parts
@@ -31,6 +34,7 @@ from kiseki.service.lifecycle import CoordinatedShutdown, Phase
 from kiseki.service.management import management_app
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.protocol import ConnectionLimits
+from kiseki.service.secrets import secrets_of
 from kiseki.service.server import HttpServer, bind, bind_private
 from kiseki.service.serving import Serving
 from kiseki.service.settings import Settings
@@ -58,7 +62,7 @@ async def run_process(
     announce: Callable[[Listening], None],
     *,
     launch: Launch | None = None,
-    masker: Masker | None = None,
+    masker: Masker,
 ) -> bool:
     """Runs until shutdown; returns whether everything ended in time.
 
@@ -95,14 +99,14 @@ async def run_process(
     )
     doors = _doors(settings, listeners, metrics)
     try:
-        stores = await _open_stores(settings, doors, metrics=metrics, health=health, shutdown=shutdown)
+        secrets = secrets_of(settings, clock=SystemClock(), masker=masker)
+        shutdown.add(Phase.SYSTEM_TERMINATE, "secrets", secrets.close)
+        stores = await _open_stores(settings, secrets, doors, metrics=metrics, health=health, shutdown=shutdown)
         if stores is None:
             await doors.close()
             await management.close()
             return True
-        audit = await open_audit(settings, clock=SystemClock(), masker=masker or Masker())
-        shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "audit log", audit.close)
-        await audit.record(started_with(settings))
+        audit = await _open_audit(settings, secrets, masker, shutdown)
         components = await compose(
             parts,
             application,
@@ -114,8 +118,11 @@ async def run_process(
             health=health,
             shutdown=shutdown,
             audit=audit,
+            secrets=secrets,
         )
         exposition.measure = components.measure
+        if not await _erasures_in_force(components, doors, health=health, shutdown=shutdown):
+            return await _ended_early(components, doors, management, shutdown)
         await _open_apis(components, settings, doors, metrics)
         await health.start()
         _refuse_what_ended(components)
@@ -137,6 +144,17 @@ async def run_process(
     if failure is not None:
         raise failure
     return not shutdown.late
+
+
+async def _open_audit(
+    settings: Settings, secrets: SecretSource, masker: Masker, shutdown: CoordinatedShutdown
+) -> AuditLog:
+    """The audit log, whose key may be a secret elsewhere; rotations of secrets are recorded there."""
+    audit = await open_audit(settings, secrets=secrets, clock=SystemClock(), masker=masker)
+    shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "audit log", audit.close)
+    secrets.audit_to(audit)
+    await audit.record(started_with(settings))
+    return audit
 
 
 def _settle_garbage_collector() -> None:
@@ -231,7 +249,13 @@ def _doors(settings: Settings, listeners: Mapping[str, socket.socket], metrics: 
 
 
 async def _open_stores(
-    settings: Settings, doors: Doors, *, metrics: Metrics, health: Health, shutdown: CoordinatedShutdown
+    settings: Settings,
+    secrets: SecretSource,
+    doors: Doors,
+    *,
+    metrics: Metrics,
+    health: Health,
+    shutdown: CoordinatedShutdown,
 ) -> Stores | None:
     """The stores, once they can all be reached; None when the process is told to end before that.
 
@@ -240,7 +264,7 @@ async def _open_stores(
     backoff = Backoff(initial=_FIRST_RETRY, maximum=_LONGEST_RETRY, jitter=random.random)
     while True:
         try:
-            stores = await Stores.open(settings, clock=SystemClock(), telemetry=metrics)
+            stores = await Stores.open(settings, clock=SystemClock(), telemetry=metrics, secrets=secrets)
         except StoreNotReachable as problem:
             if health.waiting != str(problem):
                 _log.warning("waits for a store: %s", problem)
@@ -255,6 +279,35 @@ async def _open_stores(
                 return None
         finally:
             asked.cancel()
+
+
+async def _erasures_in_force(
+    components: Components, doors: Doors, *, health: Health, shutdown: CoordinatedShutdown
+) -> bool:
+    """Before anything is served; False when the process is told to end, or a task ends, before that."""
+
+    async def waits(cause: str) -> None:
+        if health.waiting != cause:
+            _log.warning("waits: %s", cause)
+        health.waiting = cause
+        await doors.open()
+
+    in_force = await until_in_force(
+        components.erasures, running=components.running, asked_to_end=shutdown.wait_requested, waits=waits
+    )
+    health.waiting = None
+    return in_force
+
+
+async def _ended_early(
+    components: Components, doors: Doors, management: HttpServer, shutdown: CoordinatedShutdown
+) -> bool:
+    """Ends a process that was told to before it served. Raises what ended a task."""
+    _refuse_what_ended(components)
+    await shutdown.undo()
+    await doors.close()
+    await management.close()
+    return True
 
 
 async def _open_apis(components: Components, settings: Settings, doors: Doors, metrics: Metrics) -> None:

@@ -46,7 +46,7 @@ _UNUSED_METHOD: Final = b"UNLINK"
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
 
 _MALFORMED: Final = (400, "MALFORMED_REQUEST", "this is not a valid HTTP/1.1 request")
-_SUSPECT: Final = frozenset({400, 505})
+_SUSPECT: Final = frozenset({400, 501, 505})
 """Refusals of what no honest client sends."""
 _LONG_URI: Final = (414, "URI_TOO_LONG", "the URI is too long")
 
@@ -124,12 +124,15 @@ class _SlicedCycle(_Cycle):
 
     async def send(self, message: Any) -> None:
         body = message.get("body", b"")
+        if len(body) <= _SLICE:
+            await super().send(message)
+            return
         more = message.get("more_body", False)
-        while len(body) > _SLICE and not self.disconnected:
-            await super().send({"type": message["type"], "body": body[:_SLICE], "more_body": True})
-            body = body[_SLICE:]
-            message = {"type": message["type"], "body": body, "more_body": more}
-        await super().send(message)
+        for start in range(0, len(body), _SLICE):
+            end = start + _SLICE
+            await super().send(
+                {"type": "http.response.body", "body": body[start:end], "more_body": more or end < len(body)}
+            )
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -163,6 +166,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """The first bytes of a request whose method is not complete yet."""
         self._waiting = False
         """Whether the timer runs for those."""
+        self._coding: bytes | None = None
+        """The Transfer-Encoding of this request, empty when it came more than once."""
         self._foreign: str | None = None
         """The method of this request, when the parser does not know it."""
         self.requests = 0
@@ -200,16 +205,17 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._refused:
             self._heard = True
             return
-        self._unset_keepalive_if_required()
         self._begun = False
         self._framing_bytes += len(data)
-        if (not self._in_message or self._held) and not data.startswith(_COMMON):
+        if self._held or (not self._in_message and not data.startswith(_COMMON)):
             known = self._known(data)
             if known is None:
                 if self._timer is None or not self._waiting:
                     self._disarm()
                     self._waiting = True
                     self._arm(self._limits.read_timeout)
+                return
+            if not known:
                 return
             data = known
         try:
@@ -241,6 +247,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._in_message = True
         self._head_complete = False
         self._head_bytes = 0
@@ -249,14 +256,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self._overtime = False
         self._disarm()
         self._waiting = False
+        self._coding = None
         if self._serving.unbound and self.requests == 0:
             cast("dict[str, Any]", self.scope)[ACCEPTED] = True
         self.requests += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Fields after the head are trailers, which nothing here reads (RFC 9110, 6.5.1): they are not kept.
-        if not self._head_complete:
-            super().on_header(name, value)
+        if self._head_complete:
+            return
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self._coding = value.strip().lower() if self._coding is None else b""
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
@@ -266,7 +280,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """As uvicorn's, with a target and a version that are read strictly, and a cycle of ours."""
         self._disarm()
         version = self.parser.get_http_version()
-        self._read_target(version)
+        self._read_head(version)
         self._head_complete = True
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         cycle = (_Cycle if self.scheme == "http" else _SlicedCycle)(
@@ -318,17 +332,19 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._unread()
 
-    def _read_target(self, version: str) -> None:
-        """Fills in the scope. Raises _Refused, with the verdict set."""
+    def _read_head(self, version: str) -> None:
+        """Fills in the scope from what the head says. Raises _Refused, with the verdict set."""
         url = self.url
         scope = cast("dict[str, Any]", self.scope)
         if version not in ("1.1", "1.0"):
             self._judge(505, "HTTP_VERSION", "this is a server for HTTP/1.1")
         if version == "1.0":
             scope["http_version"] = version
-            if any(name == b"transfer-encoding" for name, _ in self.headers):
+            if self._coding is not None:
                 # RFC 9112, 6.1: HTTP/1.0 has no transfer codings, so that a proxy may have seen another end.
                 self._judge(400, "MALFORMED_REQUEST", "a request of HTTP/1.0 can't have a Transfer-Encoding")
+        elif self._coding not in (None, b"chunked"):
+            self._judge(501, "UNKNOWN_TRANSFER_CODING", "a body may be chunked and nothing else (RFC 9112)")
         if len(url) > self._limits.uri_bytes:
             self._judge(*_LONG_URI)
         scope["method"], self._foreign = self._foreign or self.parser.get_method().decode("ascii"), None
@@ -354,7 +370,10 @@ class GuardedProtocol(HttpToolsProtocol):
         A method that the parser does not know is exchanged for one that no route has, and put back when the head is
         read: so such a request is checked like any other and answered 405.
         """
+        # Empty lines before a request (RFC 9112, 2.2) are no part of it, and buy no time.
         data = (self._held + data).lstrip(b"\r\n")
+        if not data:
+            return b""
         method, space, rest = data[: _LONGEST_METHOD + 1].partition(b" ")
         if not _METHOD.fullmatch(method):
             self._held = b""
@@ -362,6 +381,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not space:
             if not self._held:
                 self._in_message, self._head_complete = True, False
+                self._unset_keepalive_if_required()
             self._held = data
             return None
         self._held = b""

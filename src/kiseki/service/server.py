@@ -137,6 +137,8 @@ class HttpServer:
         self._handshakes: dict[asyncio.Task[None], float] = {}
         """Connections whose TLS is not there yet, with the time at which they were accepted."""
         self._accepting: socket.socket | None = None
+        self.failed_handshakes = 0
+        """Connections that brought no TLS, or none that is accepted, since the start."""
         self._state = ServerState()
         self._config = Config(
             app,
@@ -256,7 +258,6 @@ class HttpServer:
                 loop.remove_reader(listener.fileno())
                 loop.call_later(_PAUSE, self._accept_again)
                 return
-            accepted.setblocking(False)
             self._begin_tls(accepted, peer)
 
     def _accept_again(self) -> None:
@@ -271,6 +272,9 @@ class HttpServer:
                 # Without a handshake: that is the dear part, and what a flood is after.
                 accepted.close()
                 return
+        accepted.setblocking(False)
+        if accepted.family != socket.AF_UNIX:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.create_task(self._handshake(accepted, seat), name="TLS handshake")
         self._handshakes[task] = asyncio.get_running_loop().time()
         task.add_done_callback(self._handshaken)
@@ -298,6 +302,7 @@ class HttpServer:
             )
         except OSError as problem:
             # Anyone can send what is no TLS, so it is nothing to warn of. TimeoutError and SSLError are OSErrors.
+            self.failed_handshakes += 1
             _log.debug("a TLS handshake failed: %s", type(problem).__name__)
         finally:
             if not made or made[0] not in self._state.connections:

@@ -103,6 +103,7 @@ class Settings(BaseSettings):
         description="Requests of one address in any 60 seconds: 300 in production.",
     )
     rate_store: str = Field("", repr=False, description="redis://… or rediss://…, for several processes; else memory.")
+    rate_store_ca: Path | None = Field(None, description="Authority of its certificate; the system's unless set.")
     trusted_proxies: Names = Field((), description="Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.")
 
     # Transport.
@@ -132,7 +133,12 @@ class Settings(BaseSettings):
 
     # Personal data.
     erasure_ledger: str = Field(
-        "", repr=False, description="Outside all backups: a folder or postgresql://…; in `data_dir` unless set."
+        "",
+        repr=False,
+        description="Outside all backups: a folder, postgresql://… or dynamodb://…; in `data_dir` unless set.",
+    )
+    erasure_replay_every: float = Field(
+        300.0, gt=0, le=86_400, description="Between two looks whether every erasure of the ledger is in force."
     )
     key_cache_seconds: float = Field(300.0, ge=0, le=3_600, description="How long unwrapped keys stay in memory.")
 

@@ -8,24 +8,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
+from kiseki.application.system import SystemClock
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.projection import Projection
+from kiseki.security.erasure.binding import bind_key_store
+from kiseki.security.erasure.ledger import ErasureLedger
 from kiseki.security.identity.revocations import RevocationStore
 from kiseki.security.key_store import KeyStore
-from kiseki.security.master_key import LocalMasterKey
+from kiseki.security.masking import Masker
+from kiseki.security.master_keys import MasterKeys, open_master_keys
 from kiseki.security.protector import KeyProtector
+from kiseki.security.secrets.source import SecretSource
+from kiseki.service.audit import migrate_audit
+from kiseki.service.erasures import migrate_ledger, open_ledger
+from kiseki.service.secrets import secrets_of, vault_of
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
 from kiseki.service.store_family import ReadModels, StoreFamily, StoreJournal
 from kiseki.service.store_urls import StoreKind, StoreUrl, store_urls
 
 __all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal", "open_revocations", "uses_data_directory"]
+
+
+# Only what messages say of them: what does not answer is waited for, wherever it is.
+_LEDGER: Final = StoreUrl("erasure_ledger", StoreKind.POSTGRESQL, "")
+_AUDIT: Final = StoreUrl("audit_database", StoreKind.POSTGRESQL, "")
 
 
 class StoreNotReachable(Unavailable):
@@ -36,17 +48,37 @@ class Stores:
     """The journal, the protector and the read models of one process, open."""
 
     def __init__(
-        self, journal: StoreJournal, protector: KeyProtector, read_models: ReadModels, key_store: KeyStore
+        self,
+        *,
+        opened: AsyncExitStack,
+        journal: StoreJournal,
+        protector: KeyProtector,
+        read_models: ReadModels,
+        key_store: KeyStore,
+        ledger: ErasureLedger,
+        master_keys: MasterKeys,
     ) -> None:
+        self._opened = opened
         self.journal = journal
         self.protector = protector
         self.read_models = read_models
-        self._key_store = key_store
+        self.key_store = key_store
+        self.ledger = ledger
+        self.master_keys = master_keys
 
     @classmethod
-    async def open(cls, settings: Settings, *, clock: Clock, telemetry: Telemetry, make: bool = True) -> Self:
+    async def open(
+        cls,
+        settings: Settings,
+        *,
+        clock: Clock,
+        telemetry: Telemetry,
+        make: bool = True,
+        secrets: SecretSource | None = None,
+    ) -> Self:
         """Opens what the settings name. With `make` embedded stores are made on first use, and in the development
-        profile the tables of the others too; without it this only looks.
+        profile the tables of the others too; without it this only looks. `secrets` stays open; without it an own source
+        is used.
 
         Raises StoreNotReachable for a store elsewhere that does not answer, NotMigrated for one that lacks tables,
         SettingsError, DataDirectoryUnusable, and what an embedded store refuses.
@@ -60,22 +92,47 @@ class Stores:
         if uses_data_directory(settings):
             await asyncio.to_thread(directory.prepare)
         async with AsyncExitStack() as opened:
-            journal = await _journal(settings, urls.journal, clock=clock, telemetry=telemetry)
+            if secrets is None:
+                secrets = secrets_of(settings, clock=clock, masker=Masker())
+                opened.push_async_callback(secrets.close)
+            journal = await _journal(settings, urls.journal, secrets, clock=clock, telemetry=telemetry)
             opened.push_async_callback(journal.close)
             with _reached(urls.keys):
-                key_store = await _family(settings, urls.keys).keys(urls.keys)
+                key_store = await _family(settings, urls.keys, secrets).keys(urls.keys)
                 opened.push_async_callback(key_store.close)
-                master_key = await asyncio.to_thread(
-                    LocalMasterKey.load_or_create,
-                    Path(settings.master_key) if settings.master_key else directory.master_key,
+                master_keys = await open_master_keys(
+                    settings.master_key,
+                    previous=settings.master_keys_previous,
+                    default=directory.master_key,
+                    vault=vault_of(settings),
+                    make=make,
                 )
-                protector = await KeyProtector.open(store=key_store, wrapper=master_key, clock=clock)
+                opened.push_async_callback(master_keys.close)
+                protector = await KeyProtector.open(
+                    store=key_store, wrapper=master_keys, clock=clock, ttl=settings.key_cache_seconds
+                )
+            with _reached(_LEDGER):
+                ledger = await open_ledger(
+                    settings.erasure_ledger, directory.path, digests=protector.digests, clock=clock, secrets=secrets
+                )
+                opened.push_async_callback(ledger.close)
+                protector.erasure_log = ledger
+            await bind_key_store(journal, key_store, protector.digests)
             with _reached(urls.read_model):
-                read_models = await _family(settings, urls.read_model).read_models(urls.read_model, clock=clock)
+                read_models = await _family(settings, urls.read_model, secrets).read_models(
+                    urls.read_model, clock=clock
+                )
                 opened.push_async_callback(read_models.close)
                 await read_models.builds.builds()
-            opened.pop_all()
-            return cls(journal, protector, read_models, key_store)
+            return cls(
+                opened=opened.pop_all(),
+                journal=journal,
+                protector=protector,
+                read_models=read_models,
+                key_store=key_store,
+                ledger=ledger,
+                master_keys=master_keys,
+            )
 
     async def check_journal(self) -> None:
         """Proves that the journal can be written now, for readiness. Raises Unavailable."""
@@ -91,10 +148,7 @@ class Stores:
 
     async def close(self) -> None:
         """Closes all of them; what was accepted is finished first."""
-        async with AsyncExitStack() as closing:
-            closing.push_async_callback(self._key_store.close)
-            closing.push_async_callback(self.journal.close)
-            closing.push_async_callback(self.read_models.close)
+        await self._opened.aclose()
 
 
 def uses_data_directory(settings: Settings) -> bool:
@@ -113,20 +167,21 @@ async def open_journal(
         await asyncio.to_thread(directory.prepare)
     elif _is_in(directory, url):
         directory.require_journal()
-    journal = await _journal(settings, url, clock=clock, telemetry=telemetry)
-    try:
-        yield journal
-    finally:
-        await journal.close()
+    async with _secrets(settings) as secrets:
+        journal = await _journal(settings, url, secrets, clock=clock, telemetry=telemetry)
+        try:
+            yield journal
+        finally:
+            await journal.close()
 
 
-async def open_revocations(settings: Settings) -> RevocationStore:
+async def open_revocations(settings: Settings, secrets: SecretSource) -> RevocationStore:
     """Where revoked tokens are kept: with the keys. Contacts nothing yet. Raises as Stores.open."""
     url = store_urls(settings).keys
     with _reached(url):
         if url.embedded:
             await asyncio.to_thread(DataDirectory(settings.data_dir).prepare)
-        return await _family(settings, url).revocations(url)
+        return await _family(settings, url, secrets).revocations(url)
 
 
 async def migrate(settings: Settings) -> Sequence[str]:
@@ -136,15 +191,31 @@ async def migrate(settings: Settings) -> Sequence[str]:
     Raises StoreNotReachable, SettingsError, and what a store refuses.
     """
     done: list[str] = []
-    for url in store_urls(settings):
-        with _reached(url):
-            done += await _family(settings, url).migrate(url)
+    async with _secrets(settings) as secrets:
+        for url in store_urls(settings):
+            with _reached(url):
+                done += await _family(settings, url, secrets).migrate(url)
+        with _reached(_LEDGER):
+            done += await migrate_ledger(settings.erasure_ledger, settings.data_dir, secrets=secrets)
+        with _reached(_AUDIT):
+            done += await migrate_audit(settings, secrets)
     return done
 
 
-async def _journal(settings: Settings, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> StoreJournal:
+@asynccontextmanager
+async def _secrets(settings: Settings) -> AsyncIterator[SecretSource]:
+    secrets = secrets_of(settings, clock=SystemClock(), masker=Masker())
+    try:
+        yield secrets
+    finally:
+        await secrets.close()
+
+
+async def _journal(
+    settings: Settings, url: StoreUrl, secrets: SecretSource, *, clock: Clock, telemetry: Telemetry
+) -> StoreJournal:
     with _reached(url):
-        journal = await _family(settings, url).journal(url, clock=clock, telemetry=telemetry)
+        journal = await _family(settings, url, secrets).journal(url, clock=clock, telemetry=telemetry)
         try:
             await journal.recall("reachable")  # the cheapest question that every store can answer
         except BaseException:
@@ -153,13 +224,13 @@ async def _journal(settings: Settings, url: StoreUrl, *, clock: Clock, telemetry
     return journal
 
 
-def _family(settings: Settings, url: StoreUrl) -> StoreFamily:
+def _family(settings: Settings, url: StoreUrl, secrets: SecretSource) -> StoreFamily:
     """The family of a store. Raises SettingsError when its libraries are not installed."""
     try:
         if url.kind is StoreKind.POSTGRESQL:
             from kiseki.service.postgres_stores import PostgresStores
 
-            return PostgresStores(settings)
+            return PostgresStores(settings, secrets)
         if url.kind is StoreKind.DYNAMODB:
             from kiseki.service.dynamodb_stores import DynamoDbStores
 

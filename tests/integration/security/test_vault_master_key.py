@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,7 +149,7 @@ async def test_many_go_in_few_calls(
     "options", [{"type": "rsa-2048"}, {"type": "ed25519"}, {"derived": True}, {"type": "ecdsa-p256"}]
 )
 async def test_a_key_of_an_unfit_type_is_refused(
-    vault: VaultServer, client: Callable[..., VaultClient], options: dict[str, object]
+    vault: VaultServer, client: Callable[..., VaultClient], options: dict[str, Any]
 ) -> None:
     with pytest.raises(MasterKeyRefused, match="aes256-gcm96"):
         await opened(client, new_key(vault, **options))
@@ -205,7 +206,11 @@ async def test_a_policy_that_is_taken_away_is_waited_for(
     async with await opened(client, key, token=token) as master:
         wrapped = await master.wrap(b"plain", b"here")
         vault.ask("POST", "auth/token/revoke", {"token": token})
-        for attempt in (lambda: master.wrap(b"plain", b"here"), lambda: master.unwrap(wrapped, b"here")):
+        attempts: list[Callable[[], Awaitable[bytes]]] = [
+            lambda: master.wrap(b"plain", b"here"),
+            lambda: master.unwrap(wrapped, b"here"),
+        ]
+        for attempt in attempts:
             with pytest.raises(MasterKeyUnavailable) as refused:
                 await attempt()
             assert token not in str(refused.value)

@@ -28,7 +28,14 @@ from tests.integration.service.transport_parts import (
 )
 from tests.servers.certificates import Authority
 
-PLAIN_HTTP = [HEALTH, GOOD, b"GET / HTTP/1.0\r\n\r\n", b"nonsense\r\n", b"\x00" * 400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+PLAIN_HTTP = [
+    HEALTH,
+    GOOD,
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"nonsense\r\n",
+    b"\x00" * 400,
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+]
 
 
 @pytest.fixture
@@ -111,6 +118,7 @@ async def test_plain_http_on_the_tls_port_gets_no_answer(service: Service, data:
     await service.empty()
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
 async def test_older_versions_are_refused(service: Service, authority: Authority, version: ssl.TLSVersion) -> None:
     with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -265,7 +273,7 @@ async def test_a_client_that_does_not_read_is_cut(service: Service, client: ssl.
             return wrapped
 
         wrapped = await asyncio.to_thread(ask)
-        assert service.server.connections == 1
+        await service.eventually(lambda: service.server.connections == 1)
         await service.empty()
         wrapped.close()
 
@@ -335,6 +343,9 @@ async def test_what_the_kernel_had_accepted_at_unbinding_is_answered(service: Se
     waiting = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(10)]
     await service.server.unbind()
     done = asyncio.create_task(service.server.requests_done())
+    await asyncio.sleep(0.1)
+    # None of them has begun its handshake yet; it is waited for.
+    assert not done.done()
 
     def ask(plain: socket.socket) -> bytes:
         plain.settimeout(5)
@@ -369,8 +380,13 @@ async def test_what_is_in_flight_is_answered_and_then_the_end_is_proper(
     assert service.server.connections == 0
 
 
-async def test_stopping_ends_every_connection_and_every_handshake(service: Service, client: ssl.SSLContext) -> None:
-    async with service.connection(client) as idle, service.connection(client) as half, service.connection() as stalled:
+async def test_stopping_ends_every_connection_and_every_handshake(tls: ReloadingTls, client: ssl.SSLContext) -> None:
+    async with (
+        running(tls=tls, handshake_timeout=60) as service,
+        service.connection(client) as idle,
+        service.connection(client) as half,
+        service.connection() as stalled,
+    ):
         half.send(HEAD)
         await service.eventually(lambda: service.server.connections == 3)
         await service.server.unbind()

@@ -149,7 +149,7 @@ class Connection:
         async with asyncio.timeout(10):
             first, *fields = (await self.reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
             pairs = [field.split(": ", 1) for field in fields]
-            headers = {name: value for name, value in pairs}
+            headers = {pair[0]: pair[1] for pair in pairs}
             assert len(headers) == len(pairs), "a header came twice"
             length = 0 if head else int(headers.get("content-length", "0"))
             return Response(int(first.split()[1]), headers, await self.reader.readexactly(length))
@@ -172,6 +172,7 @@ async def running(
     cors: Cors | None = None,
     hsts: bool = False,
     admission: Admission | None = None,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
 ) -> AsyncIterator[Service]:
     serving = Serving(time.monotonic)
     app = App()
@@ -213,7 +214,7 @@ async def running(
         ),
         keep_alive=idle,
         tls=tls,
-        handshake_timeout=HANDSHAKE_TIMEOUT,
+        handshake_timeout=handshake_timeout,
         hsts=hsts,
         admission=admission,
         auditor=audit,

@@ -36,6 +36,7 @@ class Catalog:
                 name=BuildName(projection="user_accounts", version=1, generation=number),
                 state=state,
                 created_at=NOW,
+                promoted_at=NOW,
                 retired_at=None,
                 problem=None,
             )
@@ -58,11 +59,13 @@ async def test_a_live_build_that_is_behind_is_waited_for() -> None:
     catalog = Catalog(BuildState.LIVE)
     catalog.at[0] = {A: 2}
     waiting = asyncio.create_task(rows(catalog).until_applied({A: 3, OTHER: 5}))
-    await catalog.looked.wait()
-    assert await rows(catalog).behind({A: 3, OTHER: 5}) == {A}
-    for _ in range(3):
-        catalog.looked.clear()
+    async with asyncio.timeout(5):
         await catalog.looked.wait()
+    assert await rows(catalog).behind({A: 3, OTHER: 5}) == {A}
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            catalog.looked.clear()
+            await catalog.looked.wait()
     assert not waiting.done()
     catalog.at[0] = {A: 3}
     async with asyncio.timeout(5):

@@ -186,7 +186,7 @@ def test_the_rest_of_a_huge_header_is_not_looked_at() -> None:
     class Watched(bytes):
         cuts: ClassVar[list[int]] = []
 
-        def rsplit(self, *arguments: object) -> list[bytes]:  # type: ignore[override]
+        def rsplit(self, *arguments: object) -> list[bytes]:
             found = super().rsplit(*arguments)  # type: ignore[arg-type]
             self.cuts.append(len(found))
             return found
@@ -258,6 +258,9 @@ def test_a_network_that_is_none_is_named(name: str) -> None:
 def test_networks_wider_than_anybodys_proxies_are_found() -> None:
     networks = parse_networks(["10.0.0.0/8", " 192.0.2.1 ", "0.0.0.0/1", "128.0.0.0/7", "2000::/3", "2001:db8::/32"])
     assert [str(one) for one in wide_networks(networks)] == ["0.0.0.0/1", "128.0.0.0/7", "2000::/3"]
+    assert [str(one) for one in wide_networks(parse_networks(["::ffff:0:0/97", "::ffff:10.0.0.0/104"]))] == [
+        "0.0.0.0/1"
+    ]
 
 
 def test_ipv4_is_limited_by_address_ipv6_by_its_64_bits() -> None:

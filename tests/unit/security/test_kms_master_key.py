@@ -157,7 +157,7 @@ async def endpoint(answer: Answer, **options: Any) -> AsyncIterator[AwsJsonClien
     """A client whose service answers so."""
     application = web.Application()
     application.router.add_route("*", "/{tail:.*}", answer)
-    runner = web.AppRunner(application)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

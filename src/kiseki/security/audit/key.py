@@ -38,7 +38,9 @@ class AuditKey:
     __slots__ = ("_anchor", "_manifest", "_record", "id")
 
     def __init__(self, secret: bytes) -> None:
-        """`secret` is at least 32 random bytes. Raises AuditKeyRefused for fewer."""
+        """`secret` is at least 32 random bytes; white space around it does not count, since files often end with a
+        newline. Raises AuditKeyRefused for fewer."""
+        secret = secret.strip()
         if len(secret) < SHORTEST_SECRET or len(set(secret)) < 8:
             raise AuditKeyRefused(
                 f"the secret of the audit log is at least {SHORTEST_SECRET} random bytes; make one with "

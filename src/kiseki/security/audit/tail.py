@@ -54,7 +54,10 @@ class Tail:
         seen = self._seen.get(writer, 0)
         lines = await self._source.newest(writer, _PAGE)
         if len(lines) == _PAGE and _number(lines[0], self._keys) > seen + 1:
-            lines = [line async for page in self._source.lines(writer, after=seen) for line in page]
+            found: list[AuditRecord] = []
+            async for page in self._source.lines(writer, after=seen):
+                found += self._records(writer, page)
+            return found
         return self._records(writer, lines)
 
     def _records(self, writer: str, lines: Sequence[SourceLine]) -> list[AuditRecord]:

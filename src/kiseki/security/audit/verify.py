@@ -326,6 +326,8 @@ class _WriterCheck:
 
     async def _gap(self, where: str, first: int, last: int) -> None:
         missing = last - first + 1
+        if missing <= self._unreadable:
+            return  # those that can't be read were told of
         if first == 1 and self._since is not None:
             # Anchors are read as far as the records are, so those that vouch for what is missing are the next ones.
             while self._next is not None and self._next.number <= last:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from kiseki.kernel.ports import AuditEvent, Auditor, Principal
@@ -21,6 +22,7 @@ from kiseki.security.limits.windows import Windows
 __all__ = ["RateLimits", "subject_key"]
 
 _CODE: Final = "RATE_LIMITED"
+_CACHED: Final = 4_096
 
 
 class RateLimits:
@@ -45,18 +47,19 @@ class RateLimits:
         self._auditor = auditor
         self._shared = shared
         self._api = api
+        self._rate_key = lru_cache(maxsize=_CACHED)(rate_key)
         self._counts = dict.fromkeys(
             ((who, how) for who in ("address", "subject") for how in ("allowed", "refused")), 0
         )
 
     async def by_address(self, address: str, cost: int = 1, *, trace_id: str | None = None) -> Verdict:
         """Takes units of an address, canonical as `ClientAddresses.resolve` gives it. Raises nothing."""
-        verdict = await self._by_address.take(rate_key(address), cost)
+        verdict = await self._by_address.take(self._rate_key(address), cost)
         return self._counted(verdict, None, address, trace_id)
 
     def by_address_now(self, address: str, cost: int = 1, *, trace_id: str | None = None) -> Verdict | None:
         """As `by_address`."""
-        verdict = self._by_address.take_now(rate_key(address), cost)
+        verdict = self._by_address.take_now(self._rate_key(address), cost)
         return None if verdict is None else self._counted(verdict, None, address, trace_id)
 
     async def by_subject(

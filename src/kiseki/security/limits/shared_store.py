@@ -146,7 +146,10 @@ class SharedWindows:
             return
         problem = call.exception()
         if problem is not None and not isinstance(problem, SharedWindowsUnavailable):
-            _log.error("the shared store of rate limits failed in a way that it should not", exc_info=problem)
+            # Its kind alone: the text of an error that nobody foresaw may hold anything.
+            _log.error(
+                "the shared store of rate limits failed in a way that it should not: %s", type(problem).__qualname__
+            )
 
     def _answered(self) -> None:
         self.answers += 1

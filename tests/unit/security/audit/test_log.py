@@ -6,13 +6,18 @@ import asyncio
 import logging
 import threading
 import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kiseki.kernel.ports import AuditEvent, AuditUnavailable
-from kiseki.security.audit.log import AuditLog
-from tests.unit.security.audit.parts import MemorySink, memory_log, refused, until
+from kiseki.security.audit.anchor import FileAnchors
+from kiseki.security.audit.log import AuditLog, new_writer
+from kiseki.security.audit.record import SealedRecord
+from kiseki.security.audit.sink import SinkFailed
+from tests.unit.security.audit.parts import KEYS, MemorySink, memory_log, refused, until
 from tests.unit.security.fakes import FakeClock
 
 
@@ -154,7 +159,7 @@ async def test_a_full_queue_drops_counts_and_says_so(caplog: pytest.LogCaptureFi
     sink.gate = asyncio.Event()
     for number in range(50):
         log.note(refused(actor=str(number)))
-    assert not log.healthy
+    assert log.problem == "events were dropped from the audit log"
     assert "dropped" in caplog.text
     with pytest.raises(AuditUnavailable):
         await log.record(refused(actor="x"))
@@ -375,4 +380,44 @@ async def test_secrets_are_masked_in_every_text() -> None:
     line = sink.lines[1].decode()
     assert "c2lnbmF0dXJl" not in line
     assert "hunter22" not in line
+    await log.close()
+
+
+class Partial(MemorySink):
+    """Takes some of what it is given, and fails."""
+
+    async def write(self, records: Sequence[SealedRecord], *, durable: bool) -> None:
+        if self.is_broken and len(records) > 3:
+            self.lines += [record.line for record in records[:3]]
+            raise SinkFailed("half way", written=3)
+        await super().write(records, durable=durable)
+
+
+async def test_what_a_failing_sink_took_is_not_written_again() -> None:
+    sink, clock = Partial(), FakeClock()
+    log = await memory_log(sink, clock=clock, retry=0.01)
+    sink.is_broken = True
+    for number in range(8):
+        log.note(refused(actor=str(number)))
+    await until(lambda: log.problem is not None)
+    sink.is_broken = False
+    clock.advance(1)
+    await until(lambda: log.problem is None and "audit.resumed" in sink.kinds())
+    assert [record.number for record in sink.records()] == list(range(1, len(sink.lines) + 1))
+    assert sink.synced >= 9  # and it is believed again only when it has made that durable
+    await log.close()
+
+
+async def test_anchors_name_only_what_every_sink_has(tmp_path: Path) -> None:
+    good, bad = MemorySink("good"), MemorySink("bad")
+    log = await AuditLog.open(
+        keys=KEYS, writer=new_writer(), sinks=[good, bad], clock=FakeClock(), anchors=FileAnchors(tmp_path)
+    )
+    await log.record(refused())
+    bad.is_broken = True
+    with pytest.raises(AuditUnavailable):
+        await log.record(refused())
+    await log._anchor()
+    assert (len(good.lines), len(bad.lines)) == (3, 2)
+    assert log._anchor_chain.number == 2
     await log.close()

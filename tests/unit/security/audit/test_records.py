@@ -47,9 +47,9 @@ def test_whatever_a_client_sends_stays_in_one_line_of_visible_ascii(text: str) -
     assert json.loads(line)["code"] == "FORBIDDEN"
 
 
-@given(st.text(alphabet=st.characters(), max_size=5_000), st.text(alphabet="𠮷\u202e\"\\\n", max_size=3_000))
+@given(st.text(alphabet=st.characters(), max_size=5_000), st.text(alphabet='𠮷\u202e"\\\n', max_size=3_000))
 def test_a_line_is_bounded_and_authentic_whatever_is_in_it(first: str, second: str) -> None:
-    texts = {name: second for name in ("actor", "issuer", "subject", "address", "api", "operation", "target", "code")}
+    texts = dict.fromkeys(("actor", "issuer", "subject", "address", "api", "operation", "target", "code"), second)
     after = Head(writer="W" * 26, number=10**12, mac="0" * 64)
     operations = tuple(bounded(refused(operation=second), Masker()).operation or "" for _ in range(8))
     line = sealed(refused(**texts, trace_id=second, detail=first), after=after, operations=operations, count=10**9)
@@ -67,7 +67,9 @@ def test_what_is_too_long_is_cut_and_says_so() -> None:
 def test_the_order_of_fields_and_the_form_of_times_are_fixed() -> None:
     at = datetime(2026, 3, 1, 12, tzinfo=UTC)
     chain = Chain(KEYS.current, "01JQ0000000000000000000000")
-    line = chain.seal(Entry(event=refused(actor="a", address="192.0.2.1"), at=at, count=2, first_at=at, last_at=at)).line
+    line = chain.seal(
+        Entry(event=refused(actor="a", address="192.0.2.1"), at=at, count=2, first_at=at, last_at=at)
+    ).line
     assert line.startswith(
         b'{"v":1,"key":"' + KEYS.current.id.encode() + b'","writer":"01JQ0000000000000000000000","number":1,'
         b'"at":"2026-03-01T12:00:00.000000Z","kind":"access.denied","outcome":"refused","actor":"a",'

@@ -26,6 +26,7 @@ from kiseki.security.audit.key import AuditKey, AuditKeys
 from kiseki.security.audit.line_files import LineFiles
 from kiseki.security.audit.log import new_writer
 from kiseki.security.audit.record import Chain, Entry, read_line, split_line
+from kiseki.security.audit.verify import verify_log
 from tests.unit.security.audit.parts import KEYS, NOW, file_log, refused, verified, write_log
 
 OTHER = AuditKey(b"another secret, 32 bytes or more of it")
@@ -182,7 +183,9 @@ async def test_a_missing_writer_is_found_by_its_anchors_and_by_the_next_writer(t
     second = await write_log(tmp_path, 2)
     assert await problems(tmp_path) == ""
     next((tmp_path / "audit").glob(f"*{first.writer}*")).unlink()
-    assert f"writer {first.writer}: all its records are missing, which had at least 4 records" in await problems(tmp_path)
+    assert f"writer {first.writer}: all its records are missing, which had at least 4 records" in await problems(
+        tmp_path
+    )
     next((tmp_path / "anchors").glob(f"*{first.writer}*")).unlink()
     assert f"writer {first.writer}: all its records are missing" in await problems(tmp_path)
     assert f"writer {first.writer}: all its records are missing" in await problems(tmp_path, anchored=False)
@@ -421,3 +424,31 @@ async def test_an_export_of_a_log_that_is_not_sound_says_so_and_leaves_out_what_
     assert not report.sound
     assert msgspec.json.decode(manifest)["sound"] is False
     assert b"UserAccount-9" not in output.getvalue()
+
+
+async def test_records_of_two_chains_of_one_writer_do_not_pass_for_one(tmp_path: Path) -> None:
+    writer = new_writer()
+    first, second = Chain(KEYS.current, writer), Chain(KEYS.current, writer)
+    one = [first.seal(Entry(event=refused(target=f"a{number}"), at=NOW)).line for number in range(4)]
+    other = [second.seal(Entry(event=refused(target=f"b{number}"), at=NOW)).line for number in range(4)]
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / f"audit-{writer}.jsonl").write_bytes(
+        b"".join(line + b"\n" for line in [*one[:2], *other[2:]])
+    )
+    assert "record 3 does not follow the one before it" in await problems(tmp_path, anchored=False)
+
+
+class Growing(FileAnchors):
+    """Anchors of which the last ones come while somebody verifies."""
+
+    async def newest(self, writer: str, most: int) -> Any:
+        return [await self.first(writer)]
+
+
+async def test_anchors_that_come_while_the_log_is_read_are_not_held_against_it(root: Path) -> None:
+    file = only_file(root)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3]))
+    report = await verify_log(
+        LineFiles(root / "audit", prefix="audit"), keys=KEYS, now=NOW, anchors=Growing(root / "anchors")
+    )
+    assert report.problems == []

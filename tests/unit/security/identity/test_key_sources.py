@@ -85,8 +85,15 @@ async def test_keys_are_read_every_interval_without_being_asked() -> None:
     loader = Loader(ES256)
     keys = RefreshedKeys(loader, clock=ManualClock(), auditor=Audited(), interval=0.01, minimum=0.01)
     await keys.start()
-    loader.give(EDDSA)
     async with asyncio.timeout(10):
+        for problem in (KeysUnavailable("gone"), ZeroDivisionError()):
+            loader.problem = problem
+            calls = loader.calls
+            while loader.calls < calls + 3:
+                await asyncio.sleep(0.001)
+        loader.problem = None
+        loader.give(EDDSA)
+        # Without a key id nothing is read for a token.
         while not await keys.find("EdDSA", None):
             await asyncio.sleep(0.001)
     await keys.close()

@@ -154,6 +154,7 @@ async def test_a_damaged_file_never_means_that_nobody_was_revoked(tmp_path: Path
             path.mkdir()
     with pytest.raises((RevocationsUnavailable, RevocationRefused)):
         await store.load(0)
+    assert path.exists() == (damage != "removed")
 
 
 async def test_a_lock_of_another_process_is_waited_for_and_then_told(tmp_path: Path) -> None:

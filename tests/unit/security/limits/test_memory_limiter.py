@@ -179,13 +179,32 @@ def test_those_without_room_have_the_limit_together_and_never_twice() -> None:
     limits.take_now("known")
     clock.advance(30)
     let_in = Admissions(10)
-    for _ in range(10):
+    for _ in range(5):
         assert limits.take_now("newcomer").allowed
         let_in.let_in(clock.monotonic(), 1)
-    # The one who had the room is gone; the newcomer could have a window of its own now.
+    # The one who had the room is gone; now the newcomer could have a window of its own, with nothing in it.
     clock.advance(31)
-    assert not limits.take_now("newcomer").allowed
+    for _ in range(20):
+        if limits.take_now("newcomer").allowed:
+            let_in.let_in(clock.monotonic(), 1)
+    assert let_in.within(clock.monotonic(), 60) == 10
     assert limits.take_now("another").allowed
+    assert len(limits.windows) == 1
+    clock.advance(61)
+    limits.take_now("newcomer")
+    assert (len(limits.windows), limits.windows.crowds) == (1, 0)
+
+
+def test_one_who_goes_on_keeps_nobody_elses_memory() -> None:
+    clock = FakeClock()
+    limits = limiter(100, clock=clock)
+    limits.take_now("first")
+    for number in range(50):
+        limits.take_now(f"once {number}")
+    for _ in range(100):
+        clock.advance(1)
+        limits.take_now("first")
+    assert len(limits.windows) == 1
 
 
 def test_after_a_flood_memory_is_given_back() -> None:

@@ -84,9 +84,9 @@ def test_secrets_are_compared_as_wholes_and_with_secrets_only(monkeypatch: pytes
 def test_it_does_not_change_and_is_no_key() -> None:
     secret = Secret(TEXT)
     with pytest.raises(AttributeError):
-        secret._text = "other"  # type: ignore[misc]
+        secret._text = "other"
     with pytest.raises(AttributeError):
-        secret.more = 1  # type: ignore[attr-defined]
+        secret.more = 1
     with pytest.raises(AttributeError):
         del secret._text
     with pytest.raises(TypeError):
