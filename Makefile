@@ -8,7 +8,7 @@ EMULATORS := .venv-emulators
 SCANNERS := .venv-scanners
 BIN := $(DEV_VENV)/bin
 
-.PHONY: run test check pytest soak bench bench-journals lock format clean
+.PHONY: run test check pytest soak sbom scan bench bench-journals lock format clean
 
 run: $(VENV)/.ready
 	@exec $(VENV)/bin/kiseki serve $(ARGS)
@@ -26,6 +26,13 @@ pytest: $(DEV_VENV)/.ready $(EMULATORS)/.ready $(SCANNERS)/.ready
 
 soak: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+# The software bill of materials (CycloneDX), and known vulnerabilities of what the lock files name.
+sbom: $(SCANNERS)/.ready
+	$(SCANNERS)/bin/python tools/sbom.py --output dist/kiseki-sbom.json
+
+scan: $(SCANNERS)/.ready
+	$(SCANNERS)/bin/python tools/scan.py $(ARGS)
 
 bench: $(DEV_VENV)/.ready
 	$(BIN)/python -m benchmarks whole-path $(ARGS)

@@ -116,7 +116,7 @@ def _main_component() -> dict[str, Any]:
 
 def _licenses(packages: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for distribution in importlib.metadata.distributions(path=[str(path) for path in packages]):
-        metadata = distribution.metadata
+        metadata: Any = distribution.metadata
         said = metadata.get("License-Expression") or _classified(metadata.get_all("Classifier") or ())
         said = said or " ".join((metadata.get("License") or "").split())
         if said and len(said) <= _LONGEST_LICENSE:

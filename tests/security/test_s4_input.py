@@ -114,6 +114,8 @@ EMAILS = {
     "": False, "nobody": False, "@example.com": False, "a@": False, "a@b": False, "a@@b.c": False, "a b@c.de": False,
     "a@b c.de": False, "a@.com": False, "a@b..c": False, "a@b.c.": False, "x" * 65 + "@example.com": False,
     "a@" + "b" * 95 + ".com": False, "a\n@b.cd": False, "a@b.cd\r\nBcc: x@y.zz": False, "a\0@b.cd": False,
+    "<script>@b.cd": False, "a..b@c.de": False, "a,b@c.de": False, "a@[127.0.0.1]": False, "a@-b.cd": False,
+    ".a@b.cd": False, "a.@b.cd": False, '"a"@b.cd': False,
     "a\u202e@b.cd": False, "a\u200b@b.cd": False, "a@b.cd\u2028": False,
 }  # fmt: skip
 

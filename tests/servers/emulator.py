@@ -111,6 +111,8 @@ class AwsEmulator:
         """Stops it where it is: connections stay open and nothing answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # A stopped process is stopped a moment later.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         """Lets it go on."""

@@ -60,7 +60,8 @@ class CommandErasures:
         # With other fields it might hold personal data, and it could not be sent again from the log.
         name = command_name(type(command)) if len(list(record_fields(type(command)))) == 1 else ""
         for subject in subjects:
-            await self._log.begin(PlannedErasure(subject=subject, stream=stream, command=name))
+            actor = command.metadata.actor or None
+            await self._log.begin(PlannedErasure(subject=subject, stream=stream, actor=actor, command=name))
 
     async def releases(
         self, decider: Decider[Any, Any, Any], stream: str, upto: int, changes: Sequence[ClaimChange]

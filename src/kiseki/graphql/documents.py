@@ -20,6 +20,7 @@ from graphql import (
     validate,
 )
 
+from kiseki.graphql.errors import told
 from kiseki.graphql.limits import DocumentLimits, LimitExceeded, check_document, root_fields
 from kiseki.kernel.errors import KisekiError
 
@@ -122,7 +123,7 @@ class DocumentCache:
                 ) from problem
             if "nested too deeply" in problem.message:
                 raise InvalidDocument("the document is nested too deeply", code="TOO_DEEP") from problem
-            raise UnparsableDocument(problem.message) from problem
+            raise UnparsableDocument(told(problem.message)) from problem
         try:
             check_document(ast, self._limits)
         except LimitExceeded as problem:

@@ -15,7 +15,7 @@ from kiseki.graphql.answers import Answer, graphql_answer, request_problem
 from kiseki.graphql.context import QueryRunner, RequestContext
 from kiseki.graphql.cost import cost_of
 from kiseki.graphql.documents import Document, DocumentCache, InvalidDocument, Operation, UnparsableDocument
-from kiseki.graphql.errors import error_body, field_errors, unavailable_for
+from kiseki.graphql.errors import error_body, field_errors, told, unavailable_for
 from kiseki.graphql.variables import check_variables
 from kiseki.kernel.ports import AccessPolicy, AuditEvent, Auditor, Principal
 from kiseki.query.consistency import ConsistencyToken, InvalidToken
@@ -251,7 +251,7 @@ class GraphQLEndpoint:
     def _invalid(self, request: GraphQLRequest, invalid: InvalidDocument) -> Answer:
         errors = [
             {
-                **error_body("ValidationError", invalid.code, error.message, request.trace_id),
+                **error_body("ValidationError", invalid.code, told(error.message), request.trace_id),
                 **({"locations": [location.formatted for location in error.locations]} if error.locations else {}),
             }
             for error in invalid.errors

@@ -7,6 +7,7 @@ library's name or a suggestion.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -40,6 +41,17 @@ _TOLD: Final = (
 """Errors whose messages are meant for clients."""
 _AWAY: Final = "something that is needed is not available now; nothing was acknowledged, try again"
 _INTERNAL: Final = "something went wrong inside; the trace id finds it in the log"
+
+
+_SUGGESTION: Final = re.compile(r"[ ,.]*\bdid you mean\b.*", re.IGNORECASE | re.DOTALL)
+_LONGEST: Final = 200
+
+
+def told(message: str) -> str:
+    """What a library says of a document, without its suggestions, and no longer than 200 characters: it repeats names
+    that the client sent, however long they are."""
+    cut = _SUGGESTION.sub("", message)
+    return cut if len(cut) <= _LONGEST else f"{cut[: _LONGEST - 3]}..."
 
 
 class InvalidInput(KisekiError):

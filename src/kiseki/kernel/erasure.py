@@ -19,6 +19,8 @@ class PlannedErasure(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     """The stream whose event says so; mostly the subject itself. Empty for who only destroys keys: then one that was
     begun for the subject already is meant, if there is one."""
+    actor: str | None = None
+    """Who asked for it; None for who only finds that it was decided."""
     command: str = ""
     """The command that decided it, when it has no other field than the id of its stream, so that it can be sent again;
     else empty."""

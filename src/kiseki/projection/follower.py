@@ -53,6 +53,8 @@ class Follower:
         """Why it will not go on before the next start: the application does not know an event."""
         self.retry_at = 0.0
         """The monotonic time, in seconds, before which a step does nothing, because something is unavailable."""
+        self.erased = False
+        """Whether a page removed personal data since this was set to False."""
         self.events_applied = 0
         """Since it was opened."""
         self._open_store = open_store
@@ -157,6 +159,7 @@ class Follower:
         events = [event for commit in page.commits if concerns(commit.stream) for event in commit.recorded()]
         count = await undisturbed(partial(projector.apply, events, page.position, scrub=erases))
         self._position = page.position
+        self.erased |= erases
         self.caught_up = page.at_end is True
         if measured and self._counts and self._behind is not None:
             self._behind -= len(page.commits)

@@ -257,8 +257,13 @@ class OwnedBuilds:
         return f"builds {await self._create()}"
 
     async def prune(self) -> None:
-        """Deletes builds that were replaced, or given up unfinished, longer ago than they are kept."""
-        before = self._parts.clock.now() - timedelta(seconds=self._parts.settings.keep_retired)
+        """Deletes builds that were replaced, or given up unfinished, longer ago than they are kept; after an erasure all
+        of them, because nobody follows them and it would not reach their rows."""
+        erased = [follower for follower in self.followers if follower.erased]
+        for follower in erased:
+            follower.erased = False
+        keep = 0.0 if erased else self._parts.settings.keep_retired
+        before = self._parts.clock.now() - timedelta(seconds=keep)
         in_use = {follower.build.name for follower in self.followers}
         for build in await self._builds.builds(self._projection.name):
             since = build.retired_at if build.state is BuildState.RETIRED else build.created_at

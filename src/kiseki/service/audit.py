@@ -104,9 +104,13 @@ async def migrate_audit(settings: Settings, secrets: SecretSource) -> Sequence[s
 
 async def audit_keys(settings: Settings, secrets: SecretSource) -> AuditKeys:
     """What the log is verified with. Raises AuditKeyRefused, SecretUnavailable."""
-    if settings.audit_key:
-        return AuditKeys(AuditKey((await secrets.get(settings.audit_key)).reveal().encode()))
-    return AuditKeys(await asyncio.to_thread(_own_key, settings.data_dir / "keys"))
+
+    async def key(setting: str) -> AuditKey:
+        return AuditKey((await secrets.get(setting)).reveal().encode())
+
+    own = settings.data_dir / "keys"
+    current = await (key(settings.audit_key) if settings.audit_key else asyncio.to_thread(_own_key, own))
+    return AuditKeys(current, [await key(setting) for setting in settings.audit_keys_previous])
 
 
 def _own_key(directory: Path) -> AuditKey:

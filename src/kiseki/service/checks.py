@@ -174,6 +174,22 @@ def _audit(settings: Settings) -> list[Finding]:
                 "set audit_key to a reference, such as file:///run/secrets/audit",
             )
         )
+    if settings.audit_failure == "continue":
+        found.append(
+            Finding(
+                "audit_failure",
+                "security events go on that can't be recorded (audit_failure=continue)",
+                "set audit_failure to refuse, or take it out",
+            )
+        )
+    if set(settings.audit_sinks) == {"stdout"}:
+        found.append(
+            Finding(
+                "audit_sinks",
+                "the audit log goes to standard output alone, where `kiseki audit verify` can't read it",
+                "add file or database",
+            )
+        )
     if not settings.audit_anchors or _is_inside(settings.audit_anchors, settings.data_dir):
         found.append(
             Finding(

@@ -36,7 +36,7 @@ from kiseki.security.erasure.replay import ErasureReplay
 from kiseki.security.secrets.source import SecretSource
 from kiseki.service.admin import AdminPages
 from kiseki.service.development import DEVELOPMENT_SUBJECT, DevelopmentIdentity
-from kiseki.service.erasures import erasure_replay, replay_forever
+from kiseki.service.erasures import AuditedErasures, erasure_replay, replay_forever
 from kiseki.service.gate import Gate
 from kiseki.service.health import Health
 from kiseki.service.identity import DEVELOPMENT_ISSUER, open_identity
@@ -100,6 +100,7 @@ async def compose(
     health.add_remote("audit", partial(_check_audit, audit))
     health.add_remote("journal", stores.check_journal)
     health.add_remote("keys", stores.check_keys)
+    stores.protector.erasure_log = AuditedErasures(stores.protector.erasure_log, audit)
     replay = erasure_replay(application, stores, clock=clock, telemetry=metrics, auditor=audit)
     composer = _Composer(
         application,

@@ -18,8 +18,9 @@ from kiseki.application.context import Application
 from kiseki.application.system import UlidSource
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.command.erasure import erasing_names
+from kiseki.kernel.erasure import ErasureLog, PlannedErasure
 from kiseki.kernel.errors import KisekiError, Unavailable
-from kiseki.kernel.ports import Auditor, Clock, Telemetry
+from kiseki.kernel.ports import AuditEvent, Auditor, Clock, Telemetry
 from kiseki.projection.backoff import Backoff
 from kiseki.projection.erasure import ErasedRows
 from kiseki.security.digests import Digests
@@ -31,9 +32,18 @@ from kiseki.security.key_store import KeyStore
 from kiseki.security.protector import KeyProtector
 from kiseki.security.secrets.passwords import SecretPassword
 from kiseki.security.secrets.source import SecretSource
+from kiseki.service.logging import request_ids
 from kiseki.service.store_family import ReadModels, StoreJournal
 
-__all__ = ["erasure_replay", "ledger_directory", "migrate_ledger", "open_ledger", "replay_forever", "until_in_force"]
+__all__ = [
+    "AuditedErasures",
+    "erasure_replay",
+    "ledger_directory",
+    "migrate_ledger",
+    "open_ledger",
+    "replay_forever",
+    "until_in_force",
+]
 
 _PATIENCE: Final = 1.0
 _FIRST_RETRY: Final = 0.2
@@ -53,6 +63,38 @@ class _Open(Protocol):
     read_models: ReadModels
     key_store: KeyStore
     ledger: ErasureLedger
+
+
+class AuditedErasures:
+    """An ErasureLog that records erasures in the audit log too; what it can't record there does not happen."""
+
+    def __init__(self, log: ErasureLog, auditor: Auditor) -> None:
+        self._log = log
+        self._auditor = auditor
+
+    async def begin(self, erasure: PlannedErasure) -> None:
+        """As ErasureLog. Raises AuditUnavailable."""
+        await self._auditor.record(
+            AuditEvent(
+                kind="erasure.requested",
+                outcome="done",
+                actor=erasure.actor,
+                operation=erasure.command or None,
+                target=erasure.subject,
+                trace_id=_trace_id(),
+            )
+        )
+        await self._log.begin(erasure)
+
+    async def finish(self, subject: str) -> None:
+        """As ErasureLog."""
+        await self._log.finish(subject)
+        self._auditor.note(AuditEvent(kind="erasure.done", outcome="done", target=subject, trace_id=_trace_id()))
+
+
+def _trace_id() -> str | None:
+    ids = request_ids.get()
+    return None if ids is None else ids.trace_id
 
 
 def ledger_directory(where: str, data_dir: Path) -> Path | None:

@@ -16,6 +16,7 @@ from kiseki.security.limits.memory import MemoryLimiter
 from kiseki.security.limits.shared import SharedLimiter
 from kiseki.security.limits.shared_store import SharedWindows
 from kiseki.security.limits.verdict import LimitPolicy
+from kiseki.security.secrets.source import SecretSource
 from kiseki.service.settings import Settings, SettingsError
 
 __all__ = ["client_addresses", "rate_limits"]

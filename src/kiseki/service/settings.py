@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     audit_sinks: Names = Field(("file",), description="file, stdout, database (PostgreSQL); several with commas.")
     audit_database: str = Field("", repr=False, description="postgresql://… of the audit table.")
     audit_key: str = Field("", repr=False, description="Secret of its hash chain; a file in `data_dir` in development.")
+    audit_keys_previous: Names = Field((), repr=False, description="Earlier secrets, which are only verified with.")
     audit_anchors: str = Field("", repr=False, description="Where heads are kept besides: a folder, or postgresql://….")
     audit_failure: Literal["refuse", "continue"] = Field(
         default_factory=_by_profile(development="continue", production="refuse"),

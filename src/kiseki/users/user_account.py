@@ -23,7 +23,11 @@ from kiseki import (
     ValueObject,
 )
 
-_EMAIL_ADDRESS = re.compile(r"[^@\s]{1,64}@[^@\s.]+(\.[^@\s.]+)+")
+_LABEL = r"(?!-)[^\W_](?:[\w-]{0,61}[^\W_])?"
+_EMAIL_ADDRESS = re.compile(
+    # Before the @ no dot at the ends, or two in a row, and nothing that stands around addresses in texts and lists.
+    rf"(?!\.)(?!.*\.\.)[^@\s<>()\[\]\\,;:\"]{{1,64}}(?<!\.)@(?:{_LABEL}\.)+{_LABEL}"
+)
 
 
 # Values
