@@ -33,6 +33,13 @@ def announce(settings: Settings, listening: Listening, *, shipped: bool) -> None
     lines += [f"  {name.replace('_', ' '):<{width}}  {url}" for name, url in found.items()]
     if shipped and "command" in found and settings.development:
         lines += ["", "Try it:", "", *_example(found)]
+    if listening.token is not None:
+        lines += [
+            "",
+            "Requests from this machine need no token. One with every role, for an hour:",
+            "",
+            listening.token,
+        ]
     lines += ["", "Ctrl-C ends it."]
     print("\n".join(lines))
     sys.stdout.flush()
@@ -41,12 +48,13 @@ def announce(settings: Settings, listening: Listening, *, shipped: bool) -> None
 def urls(settings: Settings, listening: Listening) -> dict[str, str]:
     """What can be opened, by name."""
     host = _EVERYWHERE.get(settings.host, f"[{settings.host}]" if ":" in settings.host else settings.host)
+    scheme = "http" if settings.tls_certificate is None else "https"
     found = {}
     for api, port in listening.ports.items():
-        found[api] = f"http://{host}:{port}/api/graphql"
+        found[api] = f"{scheme}://{host}:{port}/api/graphql"
     if settings.development:
         for api, port in listening.ports.items():
-            found[f"{api}_playground"] = f"http://{host}:{port}/api/playground"
+            found[f"{api}_playground"] = f"{scheme}://{host}:{port}/api/playground"
     found["ready"] = f"http://{host}:{listening.management}/ready"
     found["metrics"] = f"http://{host}:{listening.management}/metrics"
     return found

@@ -75,7 +75,7 @@ class RequestContext:
         return result
 
     async def ask(self, query: Query, arguments: Any) -> object:
-        """Answers a query, not older than the token that came with it. Raises Forbidden, and what QueryRunner raises."""
+        """Answers a query, not older than the token that came with it. Raises Forbidden, and what asking raises."""
         assert self._queries is not None, f"{query.name} needs a query runner"  # noqa: S101  # the schema's own doing
         self._require(query.name, arguments)
         return await self._queries.ask(query, arguments, subject=self._principal.subject, token=self.token)

@@ -257,8 +257,10 @@ class OwnedBuilds:
         return f"builds {await self._create()}"
 
     async def prune(self) -> None:
-        """Deletes builds that were replaced, or given up unfinished, longer ago than they are kept; after an erasure all
-        of them, because nobody follows them and it would not reach their rows."""
+        """Deletes builds that were replaced, or given up unfinished, longer ago than they are kept.
+
+        After an erasure all of them: nobody follows them, so it would not reach their rows.
+        """
         erased = [follower for follower in self.followers if follower.erased]
         for follower in erased:
             follower.erased = False

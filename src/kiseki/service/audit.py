@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kiseki.kernel.ports import AuditEvent, Clock
+from kiseki.kernel.ports import AuditEvent, Auditor, AuditUnavailable, Clock
 from kiseki.security.audit.anchor import FileAnchors
 from kiseki.security.audit.file_sink import FileSink
 from kiseki.security.audit.key import AuditKey, AuditKeys
@@ -28,11 +29,48 @@ from kiseki.security.secrets.passwords import SecretPassword
 from kiseki.security.secrets.source import SecretSource
 from kiseki.service.settings import Settings, SettingsError
 
-__all__ = ["SINKS", "audit_directory", "audit_keys", "audit_places", "migrate_audit", "open_audit", "started_with"]
+__all__ = [
+    "SINKS",
+    "LaterAudit",
+    "audit_directory",
+    "audit_keys",
+    "audit_places",
+    "migrate_audit",
+    "open_audit",
+    "started_with",
+]
 
 SINKS: Final = ("file", "stdout", "database")
+_KEPT: Final = 1_000
 _SCHEMA: Final = "kiseki_audit"
 _ANCHOR_SCHEMA: Final = "kiseki_anchors"
+
+
+class LaterAudit:
+    """An Auditor for what starts before the audit log: it keeps what is noted until there is one."""
+
+    def __init__(self) -> None:
+        self._kept: deque[AuditEvent] = deque(maxlen=_KEPT)
+        self._auditor: Auditor | None = None
+
+    def begin(self, auditor: Auditor) -> None:
+        """From now on this one is told; first what was kept."""
+        self._auditor = auditor
+        while self._kept:
+            auditor.note(self._kept.popleft())
+
+    def note(self, event: AuditEvent) -> None:
+        """As Auditor."""
+        if self._auditor is None:
+            self._kept.append(event)
+        else:
+            self._auditor.note(event)
+
+    async def record(self, event: AuditEvent) -> None:
+        """As Auditor."""
+        if self._auditor is None:
+            raise AuditUnavailable("security events can't be recorded yet")
+        await self._auditor.record(event)
 
 
 def audit_directory(settings: Settings) -> Path:

@@ -22,7 +22,7 @@ from kiseki.graphql.limits import DocumentLimits
 from kiseki.graphql.schema import command_schema, query_schema, sdl
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.errors import KisekiError
-from kiseki.kernel.ports import AuditUnavailable, Clock, Identity, IdSource, Telemetry
+from kiseki.kernel.ports import Auditor, AuditUnavailable, Clock, Identity, IdSource, Telemetry
 from kiseki.projection.projection import Projection
 from kiseki.projection.settings import UpdaterSettings
 from kiseki.projection.status import ProjectionStatus, projection_status
@@ -31,9 +31,12 @@ from kiseki.projection.sweeper import HasHeads, Sweeper, SweeperSettings
 from kiseki.projection.updater import Updater
 from kiseki.query.queries import Queries
 from kiseki.query.waiting import ConsistencyWaiter
+from kiseki.security.addresses import ClientAddresses
 from kiseki.security.audit.log import AuditLog
 from kiseki.security.erasure.replay import ErasureReplay
+from kiseki.security.limits.facade import RateLimits
 from kiseki.security.secrets.source import SecretSource
+from kiseki.security.tls import ReloadingTls
 from kiseki.service.admin import AdminPages
 from kiseki.service.development import DEVELOPMENT_SUBJECT, DevelopmentIdentity
 from kiseki.service.erasures import AuditedErasures, erasure_replay, replay_forever
@@ -42,10 +45,11 @@ from kiseki.service.health import Health
 from kiseki.service.identity import DEVELOPMENT_ISSUER, open_identity
 from kiseki.service.kinds import Parts
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
-from kiseki.service.limits import client_addresses, rate_limits
+from kiseki.service.limits import rate_limits
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
+from kiseki.service.transport import Transport
 
 __all__ = ["Components", "ServedApi", "compose", "make_updater"]
 
@@ -66,6 +70,7 @@ class Components(msgspec.Struct, frozen=True, kw_only=True):
     apis: Sequence[ServedApi]
     gate: Gate | None
     """Before every API; None without one."""
+    auditor: Auditor
     admin: AdminPages | None
     measure: Callable[[], Awaitable[Sequence[Sample]]]
     """Gauges of projections, measured from outside. Raises Unavailable."""
@@ -94,6 +99,7 @@ async def compose(
     shutdown: CoordinatedShutdown,
     audit: AuditLog,
     secrets: SecretSource,
+    transport: Transport,
 ) -> Components:
     """Builds the parts on open stores, which are closed at shutdown. Raises KisekiError, one clear line."""
     shutdown.add(Phase.SYSTEM_TERMINATE, "stores", stores.close)
@@ -102,6 +108,7 @@ async def compose(
     health.add_remote("keys", stores.check_keys)
     stores.protector.erasure_log = AuditedErasures(stores.protector.erasure_log, audit)
     replay = erasure_replay(application, stores, clock=clock, telemetry=metrics, auditor=audit)
+    metrics.add_gauges(partial(_audit_samples, audit))
     composer = _Composer(
         application,
         settings,
@@ -115,6 +122,9 @@ async def compose(
         secrets=secrets,
     )
     running: dict[str, Callable[[], Coroutine[None, None, None]]] = {"secrets": secrets.watch}
+    if transport.tls is not None:
+        running["certificates"] = transport.tls.watch_forever
+        metrics.add_gauges(partial(_tls_samples, transport.tls))
     updater = composer.updater() if parts.updater else None
     if updater is not None:
         await updater.check()
@@ -132,7 +142,8 @@ async def compose(
         )
     return Components(
         apis=apis,
-        gate=await composer.gate() if apis else None,
+        gate=await composer.gate(transport.addresses) if apis else None,
+        auditor=audit,
         admin=admin,
         erasures=replay,
         measure=composer.measure if parts.updater else _nothing,
@@ -191,7 +202,7 @@ class _Composer:
         self._shutdown = shutdown
         self.auditor = audit
 
-    async def gate(self) -> Gate:
+    async def gate(self, addresses: ClientAddresses) -> Gate:
         """What every request passes: addresses, identity, limits."""
         settings, protector = self._settings, self._stores.protector
         opened = await open_identity(
@@ -212,7 +223,8 @@ class _Composer:
             settings, secrets=self._secrets, clock=self._clock, auditor=self.auditor, digest=protector.digest
         )
         self._shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "rate limits", limits.close)
-        return Gate(identity, limits=limits, addresses=client_addresses(settings), auditor=self.auditor)
+        self._metrics.add_gauges(partial(_limit_samples, limits))
+        return Gate(identity, limits=limits, addresses=addresses, auditor=self.auditor)
 
     def updater(self) -> Updater:
         updater = make_updater(
@@ -337,6 +349,29 @@ def _samples(build: ProjectionStatus) -> Sequence[Sample]:
         Sample("kiseki_projection_lag_seconds", labels, build.seconds_behind),
         Sample("kiseki_projection_parked_streams", labels, build.parked_count),
     )
+
+
+def _tls_samples(tls: ReloadingTls) -> Sequence[Sample]:
+    return (Sample("kiseki_tls_expires_seconds", (), tls.seconds_left),)
+
+
+def _limit_samples(limits: RateLimits) -> Sequence[Sample]:
+    samples = [Sample("kiseki_rate_limit_checks", labels, count) for labels, count in limits.counts().items()]
+    samples += [Sample("kiseki_rate_limit_keys", (limit,), count) for limit, count in limits.keys().items()]
+    shared = limits.shared_available()
+    return samples if shared is None else [*samples, Sample("kiseki_rate_limit_shared", (), float(shared))]
+
+
+def _audit_samples(audit: AuditLog) -> Sequence[Sample]:
+    counted = audit.statistics()
+    samples = [
+        Sample("kiseki_audit_records", (outcome,), getattr(counted, outcome))
+        for outcome in ("written", "coalesced", "dropped", "refused", "waiting")
+    ]
+    samples.append(Sample("kiseki_audit_healthy", (), float(audit.problem is None)))
+    if counted.anchor_age is not None:
+        samples.append(Sample("kiseki_audit_anchor_age_seconds", (), counted.anchor_age))
+    return samples
 
 
 async def _nothing() -> Sequence[Sample]:

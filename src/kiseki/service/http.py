@@ -12,9 +12,11 @@ import msgspec
 
 from kiseki.graphql.answers import JSON, Answer
 from kiseki.graphql.endpoint import GraphQLRequest
-from kiseki.kernel.ports import IdSource
+from kiseki.kernel.ports import Auditor, IdSource
 from kiseki.service.admin import AdminPages
+from kiseki.service.cors import Cors
 from kiseki.service.gate import Gate, with_fields
+from kiseki.service.hosts import ANY_HOST, Hosts
 from kiseki.service.media import accepts_json, negotiate
 from kiseki.service.playground import Api, Asset, Playground
 from kiseki.service.responses import Page
@@ -47,6 +49,10 @@ def api_app(
     limits: HttpLimits,
     ids: IdSource,
     telemetry: HttpTelemetry,
+    hosts: Hosts = ANY_HOST,
+    cors: Cors | None = None,
+    hsts: bool = False,
+    auditor: Auditor | None = None,
 ) -> Shell:
     """The ASGI app of one API. `development` adds the playground."""
     graphql = _GraphQL(endpoint, gate)
@@ -54,7 +60,7 @@ def api_app(
     routes = {
         GRAPHQL: Route({"POST": graphql.post}, graphql=True),
         "/api/graphql/schema": Route({"GET": schema.get}),
-        "/api/health": Route({"GET": _Health(serving).get}),
+        "/api/health": Route({"GET": _Health(serving).get}, any_host=True),
     }
     prefixes = {}
     if admin is not None:
@@ -64,7 +70,19 @@ def api_app(
         routes[GRAPHQL] = Route({"POST": graphql.post, "GET": pages.page}, graphql=True)
         routes["/api/playground"] = Route({"GET": pages.page})
         prefixes[_Pages.ASSETS] = Route({"GET": pages.asset})
-    return Shell(api, routes=routes, prefixes=prefixes, serving=serving, limits=limits, ids=ids, telemetry=telemetry)
+    return Shell(
+        api,
+        routes=routes,
+        prefixes=prefixes,
+        serving=serving,
+        limits=limits,
+        ids=ids,
+        telemetry=telemetry,
+        hosts=hosts,
+        cors=cors,
+        hsts=hsts,
+        auditor=auditor,
+    )
 
 
 class _GraphQL:

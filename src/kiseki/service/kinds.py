@@ -33,3 +33,5 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True):
     ports: Mapping[str, int]
     """By API."""
     management: int
+    token: str | None = None
+    """In the development profile, with a key of its own: a token with every role."""

@@ -90,6 +90,22 @@ METRICS: Final[Mapping[str, MetricDocumentation]] = {
     "kiseki_projection_parked_streams": MetricDocumentation(
         "gauge", ("projection", "version", "state"), "Streams that are parked now."
     ),
+    "kiseki_rate_limit_checks": MetricDocumentation(
+        "gauge", ("limit", "outcome"), "Checks of a rate limit since the start: allowed or refused."
+    ),
+    "kiseki_rate_limit_keys": MetricDocumentation("gauge", ("limit",), "Addresses or subjects that are counted now."),
+    "kiseki_rate_limit_shared": MetricDocumentation("gauge", (), "1 while the shared store of rate limits answers."),
+    "kiseki_audit_records": MetricDocumentation(
+        "gauge", ("outcome",), "Security events since the start: written, coalesced, dropped, refused; or waiting now."
+    ),
+    "kiseki_audit_healthy": MetricDocumentation("gauge", (), "1 while security events are recorded."),
+    "kiseki_audit_anchor_age_seconds": MetricDocumentation(
+        "gauge", (), "Seconds since the heads of the audit log were anchored."
+    ),
+    "kiseki_tls_expires_seconds": MetricDocumentation("gauge", (), "Seconds until the TLS certificate ends."),
+    "kiseki_http_connections_refused": MetricDocumentation(
+        "gauge", ("api",), "Connections that were turned away since the start, for there were too many."
+    ),
     "kiseki_ready": MetricDocumentation("gauge", (), "1 when this process is ready, else 0."),
     "kiseki_build_info": MetricDocumentation("gauge", ("version",), "Always 1; the label names the version."),
 }

@@ -18,19 +18,24 @@ from typing import Final
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.ports import Auditor, AuditUnavailable
 from kiseki.projection.backoff import Backoff
 from kiseki.security.audit.log import AuditLog
 from kiseki.security.masking import Masker
+from kiseki.security.secrets.reading import SecretUnavailable
 from kiseki.security.secrets.source import SecretSource
-from kiseki.service.audit import open_audit, started_with
+from kiseki.service.audit import LaterAudit, open_audit, started_with
 from kiseki.service.composition import Components, ServedApi, compose
+from kiseki.service.development import DEVELOPMENT_SUBJECT
 from kiseki.service.doors import Door, Doors
 from kiseki.service.erasures import until_in_force
 from kiseki.service.health import Health, disk_check
 from kiseki.service.http import api_app
+from kiseki.service.identity import DEVELOPMENT_ISSUER, issuer_of
 from kiseki.service.kinds import Listening, Parts
 from kiseki.service.launch import Launch, watch_supervisor
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
+from kiseki.service.limits import client_addresses
 from kiseki.service.management import management_app
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.protocol import ConnectionLimits
@@ -40,6 +45,7 @@ from kiseki.service.serving import Serving
 from kiseki.service.settings import Settings
 from kiseki.service.shell import HttpLimits, HttpTelemetry, Uncounted
 from kiseki.service.stores import StoreNotReachable, Stores, uses_data_directory
+from kiseki.service.transport import Transport, open_transport
 
 __all__ = ["bind_apis", "bind_management", "run_process", "start_management"]
 
@@ -49,6 +55,7 @@ _MEASURE_TIMEOUT: Final = 2.0
 _CHECK_TIMEOUT: Final = 3.0
 _HEAD_SLACK: Final = 65_536
 """The protocol stops reading this far above the limits, which the app refuses more exactly."""
+_URI_SLACK: Final = 8_192
 _STANDARD_INPUT: Final = 0
 _FIRST_RETRY: Final = 0.2
 _LONGEST_RETRY: Final = 5.0
@@ -72,14 +79,7 @@ async def run_process(
     loop = asyncio.get_running_loop()
     local = {"disk": disk_check(settings.data_dir, settings.disk_free)} if uses_data_directory(settings) else {}
     shutdown = CoordinatedShutdown(_timeouts(settings))
-    if launch is None:
-        shutdown.install_signal_handlers()
-        listeners = bind_apis(parts, settings)
-        management_listener = bind_management(settings)
-    else:
-        watch_supervisor(_STANDARD_INPUT, shutdown.request)
-        listeners = {api: socket.socket(fileno=descriptor) for api, descriptor in launch.sockets.items()}
-        management_listener = bind_private(Path(launch.control))
+    listeners, management_listener = _listen(parts, settings, launch, shutdown)
     metrics = Metrics()
     health = Health(
         clock=loop.time,
@@ -97,16 +97,24 @@ async def run_process(
         # What a supervisor asks its own processes is no traffic of the service.
         telemetry=metrics if launch is None else Uncounted(),
     )
-    doors = _doors(settings, listeners, metrics)
+    doors = Doors({})
+    later = LaterAudit()
     try:
         secrets = secrets_of(settings, clock=SystemClock(), masker=masker)
         shutdown.add(Phase.SYSTEM_TERMINATE, "secrets", secrets.close)
-        stores = await _open_stores(settings, secrets, doors, metrics=metrics, health=health, shutdown=shutdown)
-        if stores is None:
+        transport = await open_transport(
+            settings, secrets=secrets, addresses=client_addresses(settings), clock=SystemClock(), auditor=later
+        )
+        doors = _doors(transport, listeners, metrics, later)
+        opened = await _open_stores(settings, secrets, doors, masker, metrics=metrics, health=health, shutdown=shutdown)
+        if opened is None:
+            await shutdown.undo()
             await doors.close()
             await management.close()
             return True
-        audit = await _open_audit(settings, secrets, masker, shutdown)
+        stores, audit = opened
+        later.begin(audit)
+        secrets.audit_to(audit)
         components = await compose(
             parts,
             application,
@@ -119,11 +127,12 @@ async def run_process(
             shutdown=shutdown,
             audit=audit,
             secrets=secrets,
+            transport=transport,
         )
         exposition.measure = components.measure
         if not await _erasures_in_force(components, doors, health=health, shutdown=shutdown):
             return await _ended_early(components, doors, management, shutdown)
-        await _open_apis(components, settings, doors, metrics)
+        await _open_apis(components, transport, doors, metrics)
         await health.start()
         _refuse_what_ended(components)
         _register(shutdown, settings, doors, health, management)
@@ -138,7 +147,9 @@ async def run_process(
         metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
     _settle_garbage_collector()
     health.started = True
-    announce(Listening(ports={api: door.server.port for api, door in doors.items()}, management=management.port))
+    ports = {api: door.server.port for api, door in doors.items()}
+    token = await _development_token(settings, application, secrets, audit) if ports and launch is None else None
+    announce(Listening(ports=ports, management=management.port, token=token))
     failure = await _until_requested(shutdown, components)
     await shutdown.run()
     if failure is not None:
@@ -146,15 +157,28 @@ async def run_process(
     return not shutdown.late
 
 
-async def _open_audit(
-    settings: Settings, secrets: SecretSource, masker: Masker, shutdown: CoordinatedShutdown
-) -> AuditLog:
-    """The audit log, whose key may be a secret elsewhere; rotations of secrets are recorded there."""
-    audit = await open_audit(settings, secrets=secrets, clock=SystemClock(), masker=masker)
-    shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "audit log", audit.close)
-    secrets.audit_to(audit)
-    await audit.record(started_with(settings))
-    return audit
+def _listen(
+    parts: Parts, settings: Settings, launch: Launch | None, shutdown: CoordinatedShutdown
+) -> tuple[dict[str, socket.socket], socket.socket]:
+    """The sockets of the APIs and of management, and who can ask for shutdown from now on. Raises CannotListen."""
+    if launch is None:
+        shutdown.install_signal_handlers()
+        return bind_apis(parts, settings), bind_management(settings)
+    watch_supervisor(_STANDARD_INPUT, shutdown.request)
+    inherited = {api: socket.socket(fileno=descriptor) for api, descriptor in launch.sockets.items()}
+    return inherited, bind_private(Path(launch.control))
+
+
+async def _development_token(
+    settings: Settings, application: Application, secrets: SecretSource, audit: AuditLog
+) -> str | None:
+    """A token with every role, where tokens have a key that this start made; None elsewhere."""
+    if not settings.development or settings.token_issuer != DEVELOPMENT_ISSUER:
+        return None
+    issuer = await issuer_of(settings, secrets=secrets, clock=SystemClock(), auditor=audit, private_key=None)
+    roles = {"user", "admin"} | application.access.roles
+    lifetime = int(min(settings.token_lifetime, 3_600))
+    return (await issuer.issue(DEVELOPMENT_SUBJECT, roles=roles, lifetime=lifetime)).token
 
 
 def _settle_garbage_collector() -> None:
@@ -231,7 +255,8 @@ class _Exposition:
         return self._metrics.expose()
 
 
-def _doors(settings: Settings, listeners: Mapping[str, socket.socket], metrics: Metrics) -> Doors:
+def _doors(transport: Transport, listeners: Mapping[str, socket.socket], metrics: Metrics, auditor: Auditor) -> Doors:
+    settings = transport.settings
     return Doors(
         {
             api: Door(
@@ -242,6 +267,13 @@ def _doors(settings: Settings, listeners: Mapping[str, socket.socket], metrics: 
                 keep_alive=settings.keep_alive,
                 ids=UlidSource(),
                 telemetry=metrics,
+                tls=transport.tls,
+                hosts=transport.hosts,
+                cors=transport.cors,
+                hsts=transport.hsts,
+                admission=transport.admission(),
+                handshake_timeout=settings.tls_handshake_timeout,
+                auditor=auditor,
             )
             for api, listener in listeners.items()
         }
@@ -252,12 +284,13 @@ async def _open_stores(
     settings: Settings,
     secrets: SecretSource,
     doors: Doors,
+    masker: Masker,
     *,
     metrics: Metrics,
     health: Health,
     shutdown: CoordinatedShutdown,
-) -> Stores | None:
-    """The stores, once they can all be reached; None when the process is told to end before that.
+) -> tuple[Stores, AuditLog] | None:
+    """Stores and audit log, once they can all be reached; None when the process is told to end before that.
 
     While it waits, requests are refused and readiness names the cause. Raises KisekiError for what waiting can't mend.
     """
@@ -265,14 +298,21 @@ async def _open_stores(
     while True:
         try:
             stores = await Stores.open(settings, clock=SystemClock(), telemetry=metrics, secrets=secrets)
-        except StoreNotReachable as problem:
+            try:
+                audit = await open_audit(settings, secrets=secrets, clock=SystemClock(), masker=masker)
+            except BaseException:
+                await stores.close()
+                raise
+        except (StoreNotReachable, AuditUnavailable, SecretUnavailable) as problem:
             if health.waiting != str(problem):
                 _log.warning("waits for a store: %s", problem)
             health.waiting = str(problem)
             await doors.open()
         else:
             health.waiting = None
-            return stores
+            shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "audit log", audit.close)
+            await audit.record(started_with(settings))
+            return stores, audit
         asked = asyncio.ensure_future(shutdown.wait_requested())
         try:
             if (await asyncio.wait([asked], timeout=backoff.failed()))[0]:
@@ -310,10 +350,10 @@ async def _ended_early(
     return True
 
 
-async def _open_apis(components: Components, settings: Settings, doors: Doors, metrics: Metrics) -> None:
+async def _open_apis(components: Components, transport: Transport, doors: Doors, metrics: Metrics) -> None:
     for api in components.apis:
         door = doors[api.name]
-        door.app = _api_app(api, components, settings, door.serving, metrics)
+        door.app = _api_app(api, components, transport, door.serving, metrics)
         metrics.add_gauges(_gauges(api.name, door.server, door.serving))
     await doors.open()
 
@@ -322,12 +362,14 @@ def _gauges(api: str, server: HttpServer, serving: Serving) -> Callable[[], list
     return lambda: [
         Sample("kiseki_http_requests_in_flight", (api,), serving.in_flight),
         Sample("kiseki_http_connections", (api,), server.connections),
+        Sample("kiseki_http_connections_refused", (api,), server.refused),
     ]
 
 
 def _api_app(
-    api: ServedApi, components: Components, settings: Settings, serving: Serving, metrics: Metrics
+    api: ServedApi, components: Components, transport: Transport, serving: Serving, metrics: Metrics
 ) -> Callable[..., Awaitable[None]]:
+    settings = transport.settings
     assert components.gate is not None  # noqa: S101  # there is one where there are APIs
     return api_app(
         api.name,
@@ -340,6 +382,10 @@ def _api_app(
         limits=_http_limits(settings),
         ids=UlidSource(),
         telemetry=metrics,
+        hosts=transport.hosts,
+        cors=transport.cors,
+        hsts=transport.hsts,
+        auditor=components.auditor,
     )
 
 
@@ -415,6 +461,8 @@ def _http_limits(settings: Settings) -> HttpLimits:
 def _connection_limits(settings: Settings) -> ConnectionLimits:
     return ConnectionLimits(
         head_bytes=settings.uri_limit + settings.header_limit + _HEAD_SLACK,
+        uri_bytes=settings.uri_limit + _URI_SLACK,
+        write_timeout=settings.write_timeout,
         read_timeout=settings.read_timeout,
         idle=settings.keep_alive,
     )

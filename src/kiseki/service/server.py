@@ -169,6 +169,11 @@ class HttpServer:
         """How many connections are open."""
         return len(self._state.connections) + len(self._handshakes)
 
+    @property
+    def refused(self) -> int:
+        """How many connections were turned away, because there were too many."""
+        return 0 if self._guards.admission is None else self._guards.admission.refused
+
     async def start(self) -> None:
         """Begins to accept connections."""
         self._config.load()

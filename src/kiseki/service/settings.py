@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     tls_key_password: str = Field("", repr=False, description="Password of the key, if it has one.")
     tls_minimum: Literal["1.3", "1.2"] = Field("1.3", description="The oldest version of TLS that is spoken.")
     tls_client_ca: Path | None = Field(None, description="Authority of client certificates, which are then required.")
+    tls_handshake_timeout: float = Field(10.0, gt=0, le=300, description="For a client to agree on TLS.")
     tls_proxy: bool = Field(False, description="A proxy in front ends TLS, and nobody else reaches these ports.")
     hosts: Names = Field((), description="Names that Host may have; any unless set.")
     cors_origins: Names = Field((), description="Origins whose pages may call the APIs; none unless set.")
@@ -189,6 +190,7 @@ class Settings(BaseSettings):
     uri_limit: int = Field(2_048, ge=64, le=65_536, description="A request's target.")
     header_limit: int = Field(16_384, ge=1_024, le=262_144, description="All header fields of a request together.")
     read_timeout: float = Field(10.0, gt=0, le=300, description="For a request's head, and again for its body.")
+    write_timeout: float = Field(30.0, gt=0, le=300, description="For a client that does not read its answer.")
     request_timeout: float = Field(10.0, gt=0, le=300, description="For handling a request; outer to all others.")
     keep_alive: float = Field(75.0, gt=0, le=3_600, description="Idle connections; outlasts a balancer's 60.")
 
