@@ -50,6 +50,11 @@ class OwnedBuilds:
         self._builds = parts.builds
 
     @property
+    def has_erased(self) -> bool:
+        """Whether personal data was removed since builds were last deleted."""
+        return any(follower.erased for follower in self.followers)
+
+    @property
     def followers(self) -> list[Follower]:
         """The open ones."""
         return [follower for follower in (self.live, self.candidate) if follower is not None]
@@ -262,8 +267,6 @@ class OwnedBuilds:
         After an erasure all of them: nobody follows them, so it would not reach their rows.
         """
         erased = [follower for follower in self.followers if follower.erased]
-        for follower in erased:
-            follower.erased = False
         keep = 0.0 if erased else self._parts.settings.keep_retired
         before = self._parts.clock.now() - timedelta(seconds=keep)
         in_use = {follower.build.name for follower in self.followers}
@@ -281,6 +284,8 @@ class OwnedBuilds:
                     await self._builds.remove(build.name)
                 finally:
                     await ownership.release()
+        for follower in erased:
+            follower.erased = False
 
     async def close(self) -> None:
         """Lets go of all builds."""

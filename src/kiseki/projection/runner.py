@@ -137,7 +137,7 @@ class ProjectionRunner:
 
     async def _idle(self) -> None:
         now = self._clock.monotonic()
-        if now >= self._prune_at:
+        if now >= self._prune_at or self._builds.has_erased:
             self._prune_at = now + self._settings.prune_interval
             try:
                 await self._builds.prune()

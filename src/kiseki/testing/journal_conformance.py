@@ -14,10 +14,13 @@ Subclass it in a pytest module (with pytest-asyncio installed) and say how a sto
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 # Before they are imported, so that a failing assertion of the suite says what it saw.
-pytest.register_assert_rewrite("kiseki.testing.journal_tests")
+if "kiseki.testing.journal_tests" not in sys.modules:
+    pytest.register_assert_rewrite("kiseki.testing.journal_tests")
 
 from kiseki.testing.journal_tests.claims import ClaimTests  # noqa: E402
 from kiseki.testing.journal_tests.conflicts import ConflictTests  # noqa: E402

@@ -13,7 +13,7 @@ from kiseki.projection.port import BuildName, BuildState
 from kiseki.projection.status import request_rebuild, request_retry
 from kiseki.query.database import ReadModelBuilding
 from tests.integration.projection.parts import Place, is_live, running, until
-from tests.unit.projection.parts import UNLUCKY, Counted, Named, Totals, World, earlier_counter
+from tests.unit.projection.parts import UNLUCKY, Counted, Forgotten, Named, Totals, World, earlier_counter
 
 A, B = "Counter-a", "Counter-b"
 
@@ -289,6 +289,21 @@ async def test_retired_builds_are_kept_for_a_while_and_then_deleted(place: Place
         await until(lambda: _names(place, 1))
     assert await place.live() == BuildName("totals", 2, 2)
     assert place.storage.there() == ["totals.v2.2"]
+
+
+async def test_an_erasure_reaches_replaced_builds(place: Place) -> None:
+    totals = Totals()
+    await place.world.facts.happen(A, Named("太郎"))
+    updater = place.updater(totals)
+    async with running(updater), asyncio.timeout(20):
+        await updater.caught_up()
+        await request_rebuild(place.models.builds, totals.projection)
+        await until(lambda: is_live(place, 2))
+        # Kept for a quick way back, with all that it has.
+        assert place.storage.there() == ["totals.v1.1", "totals.v1.2"]
+        await place.world.facts.happen(A, Forgotten())
+        await until(lambda: place.storage.there() == ["totals.v1.2"])
+    assert [build.name for build in await place.models.builds.builds()] == [BuildName("totals", 1, 2)]
 
 
 async def test_a_replaced_version_that_is_still_run_is_not_deleted(place: Place) -> None:
