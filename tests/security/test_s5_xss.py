@@ -149,7 +149,7 @@ def test_a_browser_shows_markup_as_text_and_runs_none_of_it(service: Served, tmp
         page.keyboard.press("Control+A")
         page.keyboard.insert_text(document)
         page.click(".graphiql-execute-button")
-        page.wait_for_function("document.querySelector('.result-window').innerText.includes('firstName')")
+        page.locator(".result-window", has_text="firstName").wait_for()
         result = page.locator(".result-window .CodeMirror-code").inner_text()
         for text in SHOWN[:4]:
             assert json.dumps(text, ensure_ascii=False) in result
