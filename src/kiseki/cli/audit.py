@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
+from string import hexdigits
 from typing import TypeAlias
 
 import msgspec
@@ -182,7 +183,7 @@ def _print_lines(records: Iterable[AuditRecord], *, json: bool) -> None:
 
 
 def _who(record: AuditRecord) -> str:
-    return _shown(" ".join(part for part in (record.actor and record.actor[:12], record.address) if part))
+    return _shown(" ".join(part for part in (record.actor and _short(record.actor), record.address) if part))
 
 
 def _about(record: AuditRecord) -> str:
@@ -199,3 +200,8 @@ def _shown(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def _short(actor: str) -> str:
+    """A pseudonym is told apart by its first digits; a name stays whole."""
+    return actor[:12] if all(character in hexdigits for character in actor) else actor

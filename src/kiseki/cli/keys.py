@@ -27,6 +27,8 @@ class OpenKeys(NamedTuple):
     store: KeyStore
     master_keys: MasterKeys
     auditor: Auditor
+    actor: str | None = None
+    """Who works here, for the audit log."""
 
 
 def status(*, opened: Callable[[], AbstractAsyncContextManager[OpenKeys]], json: bool) -> int:
@@ -87,20 +89,27 @@ async def _rotate(
         before = await survey(keys.store)
         current = keys.master_keys.key_id
         # First: what is recorded only afterwards is lost by an interruption.
-        await keys.auditor.record(_event(current, "done", "begins"))
+        await keys.auditor.record(_event(keys, current, "done", "begins"))
         try:
             old = sum(count for key_id, count in before.items() if key_id != current)
             with progress_bar("wrapping anew", old) as advance_to:
                 done = await rewrap(keys.store, keys.master_keys, on_progress=advance_to)
             after = await survey(keys.store)
         except BaseException:
-            keys.auditor.note(_event(current, "failed", "was interrupted"))
+            keys.auditor.note(_event(keys, current, "failed", "was interrupted"))
             raise
         current = keys.master_keys.key_id
         left = {key_id: count for key_id, count in after.items() if key_id != current}
-        await keys.auditor.record(_event(current, "done", f"{done} keys wrapped anew, {sum(left.values())} left"))
+        await keys.auditor.record(_event(keys, current, "done", f"{done} keys wrapped anew, {sum(left.values())} left"))
         return done, current, left
 
 
-def _event(key_id: str, outcome: str, detail: str) -> AuditEvent:
-    return AuditEvent(kind="key.master_changed", outcome=outcome, operation="keys rotate", target=key_id, detail=detail)
+def _event(keys: OpenKeys, key_id: str, outcome: str, detail: str) -> AuditEvent:
+    return AuditEvent(
+        kind="key.master_changed",
+        outcome=outcome,
+        actor=keys.actor,
+        operation="keys rotate",
+        target=key_id,
+        detail=detail,
+    )

@@ -302,7 +302,7 @@ def keys_status(config: Config = None, data_dir: DataDir = None, json: Json = Fa
 
 @keys.command("rotate")
 def keys_rotate(config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
-    """Wrap all keys with the current master key. Events stay as they are. Safe while services run."""
+    """Wrap all keys with the current master key, once every process has it. Events stay as they are."""
     from functools import partial
 
     from kiseki.cli.journal import settings_of

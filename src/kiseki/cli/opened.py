@@ -47,7 +47,7 @@ async def opened_keys(settings: Settings) -> AsyncIterator[OpenKeys]:
     async with _audited(settings) as (_, audit):
         stores = await Stores.open(settings, clock=SystemClock(), telemetry=NoTelemetry(), make=False)
         try:
-            yield OpenKeys(stores.key_store, stores.master_keys, audit)
+            yield OpenKeys(stores.key_store, stores.master_keys, audit, operator())
         finally:
             await stores.close()
 

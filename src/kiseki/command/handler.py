@@ -255,7 +255,7 @@ class CommandHandler:
                 return result
             erased = self._erasures.subjects(stream, events)
             if erased:
-                await self._erasures.begin(erased, stream, work.command)
+                await self._erasures.begin(erased, stream, command)
                 if stream in erased:
                     releases = await self._erasures.releases(decider, stream, entry.sequence_number, claims)
                     claims = [*claims, *(change for change in (*releases, *work.held) if change not in claims)]

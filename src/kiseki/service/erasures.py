@@ -74,16 +74,18 @@ class AuditedErasures:
 
     async def begin(self, erasure: PlannedErasure) -> None:
         """As ErasureLog. Raises AuditUnavailable."""
-        await self._auditor.record(
-            AuditEvent(
-                kind="erasure.requested",
-                outcome="done",
-                actor=erasure.actor,
-                operation=erasure.command or None,
-                target=erasure.subject,
-                trace_id=_trace_id(),
+        # Without a stream it is somebody who destroys the keys of an erasure that was decided, and recorded, before.
+        if erasure.stream:
+            await self._auditor.record(
+                AuditEvent(
+                    kind="erasure.requested",
+                    outcome="done",
+                    actor=erasure.actor,
+                    operation=erasure.command or None,
+                    target=erasure.subject,
+                    trace_id=_trace_id(),
+                )
             )
-        )
         await self._log.begin(erasure)
 
     async def finish(self, subject: str) -> None:

@@ -6,6 +6,7 @@ the subject after it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from kiseki.service.shell import Exchange
 
 __all__ = ["Admitted", "Gate", "event_of", "with_fields"]
 
+_REMEMBERED: Final = 10_000
 _CHALLENGE: Final = b'Bearer realm="kiseki"'
 _Fields = tuple[tuple[bytes, bytes], ...]
 
@@ -40,6 +42,7 @@ class Gate:
         self._auditor = auditor
         self._limits = limits
         self._addresses = addresses
+        self._known: OrderedDict[str, None] = OrderedDict()
 
     async def admit(self, exchange: Exchange) -> Admitted | Answer:
         """Who sent the request, or the refusal: 429, or 400 and 401 as RFC 6750 has them. Raises Unavailable."""
@@ -61,7 +64,26 @@ class Gate:
             verdict = await self._limits.by_subject(principal, address, trace_id=trace_id)
         if not verdict.allowed:
             return _limited(exchange, verdict)
+        if principal.actor not in self._known:
+            self._remember(principal, address, trace_id)
         return Admitted(principal, address, verdict.fields())
+
+    def _remember(self, principal: Principal, address: str, trace_id: str) -> None:
+        """Records who a pseudonym stands for, once in this process: events hold nothing but that."""
+        self._known[principal.actor] = None
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        self._auditor.note(
+            AuditEvent(
+                kind="actor.seen",
+                outcome="done",
+                actor=principal.actor,
+                issuer=principal.issuer,
+                subject=principal.subject,
+                address=address,
+                trace_id=trace_id,
+            )
+        )
 
     async def charge(self, exchange: Exchange, admitted: Admitted, units: int) -> Answer | None:
         """Takes further units of the subject's limit; the refusal when there are not that many."""

@@ -15,6 +15,7 @@ from kiseki.journal.port import Commit
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.security.master_keys import is_local
+from kiseki.service.erasures import ledger_directory
 from kiseki.service.lambda_updater import PushedUpdater
 from kiseki.service.settings import ENVIRONMENT_PREFIX, Settings, SettingsError
 from kiseki.service.settings_sources import load_settings
@@ -73,6 +74,7 @@ def prepare(environ: Mapping[str, str], directory: Path) -> LambdaParts:
     settings = load_settings(options={}, environ=given, directory=directory)
     source = _source(settings)
     _require_master_key(settings)
+    _require_ledger(settings)
     application = load_lambda_application(reference)
     telemetry = ParkedCounter()
 
@@ -122,6 +124,15 @@ def _require_master_key(settings: Settings) -> None:
     if not settings.master_key or (is_local(settings.master_key) and not Path(settings.master_key).is_file()):
         raise SettingsError(
             f"{ENVIRONMENT_PREFIX}MASTER_KEY has to name a file of the function that holds the master key, the same as "
+            "that of the service's other processes"
+        )
+
+
+def _require_ledger(settings: Settings) -> None:
+    """What a function keeps in its own files is gone with it."""
+    if ledger_directory(settings.erasure_ledger, settings.data_dir) is not None:
+        raise SettingsError(
+            f"{ENVIRONMENT_PREFIX}ERASURE_LEDGER has to name a database (postgresql://… or dynamodb://…), the same as "
             "that of the service's other processes"
         )
 

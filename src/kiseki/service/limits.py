@@ -16,6 +16,7 @@ from kiseki.security.limits.memory import MemoryLimiter
 from kiseki.security.limits.shared import SharedLimiter
 from kiseki.security.limits.shared_store import SharedWindows
 from kiseki.security.limits.verdict import LimitPolicy
+from kiseki.security.secrets.findings import connection_findings
 from kiseki.security.secrets.source import SecretSource
 from kiseki.service.settings import Settings, SettingsError
 
@@ -58,6 +59,8 @@ async def rate_limits(
     except ImportError as problem:
         raise SettingsError(_EXTRA) from problem
     url = (await secrets.get(settings.rate_store)).reveal()
+    if not settings.development and (weak := connection_findings(url)):
+        raise SettingsError(f"rate_store: {weak[0].problem}; {weak[0].remedy}")
     ca_file = None if settings.rate_store_ca is None else str(settings.rate_store_ca)
     windows = RedisWindows(RedisAddress(url, ca_file=ca_file), digest=digest)
     shared = SharedWindows(windows, clock=clock, auditor=auditor)

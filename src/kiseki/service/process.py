@@ -209,7 +209,7 @@ def bind_apis(parts: Parts, settings: Settings) -> dict[str, socket.socket]:
 
 def bind_management(settings: Settings) -> socket.socket:
     """The listening socket of the management port. Raises CannotListen."""
-    return bind(settings.host, settings.management_port, "management_port")
+    return bind(settings.management_host or settings.host, settings.management_port, "management_port")
 
 
 async def start_management(

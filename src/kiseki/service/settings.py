@@ -157,6 +157,7 @@ class Settings(BaseSettings):
     command_port: int = Field(18080, ge=0, le=65535, description="Command API.")
     query_port: int = Field(18082, ge=0, le=65535, description="Query API.")
     management_port: int = Field(8558, ge=0, le=65535, description="Health and metrics. Not for the public.")
+    management_host: str = Field("", description="Address of the management port; `host` unless set.")
     workers: int = Field(1, ge=1, le=256, description="API processes; above 1 a supervisor runs them and an updater.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level logged.")

@@ -22,11 +22,11 @@ import pytest
 if "kiseki.testing.journal_tests" not in sys.modules:
     pytest.register_assert_rewrite("kiseki.testing.journal_tests")
 
-from kiseki.testing.journal_tests.claims import ClaimTests  # noqa: E402
-from kiseki.testing.journal_tests.conflicts import ConflictTests  # noqa: E402
-from kiseki.testing.journal_tests.feed import FeedTests  # noqa: E402
-from kiseki.testing.journal_tests.keeping import KeepingTests  # noqa: E402
-from kiseki.testing.journal_tests.parts import (  # noqa: E402
+from kiseki.testing.journal_tests.claims import ClaimTests
+from kiseki.testing.journal_tests.conflicts import ConflictTests
+from kiseki.testing.journal_tests.feed import FeedTests
+from kiseki.testing.journal_tests.keeping import KeepingTests
+from kiseki.testing.journal_tests.parts import (
     JournalStore,
     SetClock,
     claim,
@@ -37,8 +37,8 @@ from kiseki.testing.journal_tests.parts import (  # noqa: E402
     metadata,
     whole_feed,
 )
-from kiseki.testing.journal_tests.transfer import TransferTests  # noqa: E402
-from kiseki.testing.journal_tests.writing import WritingTests  # noqa: E402
+from kiseki.testing.journal_tests.transfer import TransferTests
+from kiseki.testing.journal_tests.writing import WritingTests
 
 __all__ = [
     "JournalConformance",

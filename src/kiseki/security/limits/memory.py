@@ -43,9 +43,12 @@ class MemoryLimiter:
         if used + cost > limit:
             return self._refused(key, cost, limit, now, slot)
         if cost > 0:
-            window = self.windows.add(key, slot, cost)
-            used = window.total
-        elif cost < 0:
+            # Every request comes here twice, so it is written out: what was added just now is the last to run out.
+            used = self.windows.add(key, slot, cost).total
+            policy = self.policy
+            reset = (slot + SLOTS + 1) / self._slots_a_second - now
+            return Verdict(True, limit, limit - used if used < limit else 0, reset, 0, policy.window, policy.name)
+        if cost < 0:
             raise ValueError("a request costs no less than nothing")
         reset = 0.0 if window is None else self._until(window.empty_at(), now)
         return verdict(self.policy, limit=limit, used=used, reset_after=reset, wait=None)

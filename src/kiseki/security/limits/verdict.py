@@ -58,7 +58,14 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
     def fields(self) -> tuple[tuple[bytes, bytes], ...]:
         """The header fields that tell the client, as `rate_limit_fields` of this one."""
-        return rate_limit_fields((self,))
+        if self.retry_after:
+            return rate_limit_fields((self,))
+        # The same, written out: it is on every answer.
+        name = self.policy
+        return (
+            (b"ratelimit-policy", f'"{name}";q={self.limit};w={self.window}'.encode()),
+            (b"ratelimit", f'"{name}";r={self.remaining};t={math.ceil(self.reset_after)}'.encode()),
+        )
 
 
 class Limiter(Protocol):

@@ -21,6 +21,7 @@ import secrets
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from kiseki.security.limits.verdict import SLOTS
@@ -122,9 +123,15 @@ class _Shelf(Generic[_Key]):
 
     def sweep(self, now: int) -> None:
         """Drops the first two if they are idle: more than a call can add."""
-        for _ in range(2):
-            key = next(iter(self._windows), None)
-            if key is None or not self._windows[key].is_idle(now):
+        windows = self._windows
+        for key in windows:
+            if windows[key].is_idle(now):
+                self._drop_two(now)
+            return
+
+    def _drop_two(self, now: int) -> None:
+        for key in list(islice(self._windows, 2)):
+            if not self._windows[key].is_idle(now):
                 return
             del self._windows[key]
 
