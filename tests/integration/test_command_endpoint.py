@@ -16,7 +16,7 @@ from kiseki.graphql.endpoint import GraphQLEndpoint, GraphQLRequest
 from kiseki.graphql.limits import DocumentLimits
 from kiseki.graphql.schema import command_schema
 from kiseki.journal.port import START, JournalUnavailable
-from kiseki.kernel.ports import Principal
+from kiseki.kernel.ports import AuditUnavailable, Principal
 from kiseki.query.consistency import ConsistencyToken
 from kiseki.users import app
 from tests.support import Audited, World
@@ -214,6 +214,24 @@ async def test_a_user_changes_their_own_account_only(api: Api, world: World) -> 
     for principal in (own, ADMIN):
         given = {"userAccountId": account, "firstName": principal.subject, "lastName": "b"}
         assert (await api.post(RENAME, {"input": given}, principal=principal))[1]["data"]["renameUserAccount"]
+    done = [event for event in api.audited.events if event.outcome == "done"]
+    # One's own is nobody's business; what an administrator does is.
+    assert [(event.kind, event.subject, event.target) for event in done] == [
+        ("admin.renameUserAccount", "root", account)
+    ]
+
+
+async def test_what_can_not_be_recorded_an_administrator_can_not_do(api: Api, world: World) -> None:
+    account = (await api.post(CREATE, {"input": TARO}, principal=USER))[1]["data"]["createUserAccount"]["id"]
+    api.audited.problem = AuditUnavailable("the disk of the audit log is full")
+    head = await world.journal.head()
+    given = {"userAccountId": account, "firstName": "x", "lastName": "y"}
+    status, body, headers = await api.post(RENAME, {"input": given}, principal=ADMIN)
+    assert (status, body["errors"][0]["extensions"]["code"]) == (503, "AUDIT_UNAVAILABLE")
+    assert b"retry-after" in headers
+    assert await world.journal.head() == head
+    own = msgspec.structs.replace(USER, user_id=account)
+    assert (await api.post(RENAME, {"input": given}, principal=own))[0] == 200
 
 
 async def test_what_a_role_does_not_allow_is_recorded(api: Api) -> None:

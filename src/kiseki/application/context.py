@@ -117,6 +117,11 @@ class RoleAccess:
         rule = self.rules.get(operation)
         return rule is not None and rule.on(principal, given)
 
+    def administration(self, principal: Principal, operation: str, given: object) -> str | None:
+        """As AccessPolicy."""
+        rule = self.rules[operation]
+        return (rule.objects(given) or "") if rule.administers(principal, given) else None
+
 
 def _checked_access(
     name: str, deciders: Iterable[Decider[Any, Any, Any]], access: Mapping[type[Command], Allow | Collection[str]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -15,6 +15,10 @@ from kiseki.query.consistency import ConsistencyToken
 from kiseki.query.query import Query
 
 __all__ = ["Forbidden", "QueryRunner", "RequestContext"]
+
+
+_TARGET: Final = 500
+"""Characters of the ids that an audit record holds."""
 
 
 class Forbidden(KisekiError):
@@ -66,6 +70,9 @@ class RequestContext:
         """Handles a command. Raises Forbidden, and what CommandHandler.handle raises."""
         assert self._commands is not None, f"{name} needs a command handler"  # noqa: S101  # the schema's own doing
         self._require(name, command)
+        about = self._access.administration(self._principal, name, command)
+        if about is not None:
+            await self._auditor.record(self._administered(name, about))
         result = await self._commands.handle(
             command,
             CommandRequest(actor=self._principal.actor, correlation_id=self._correlation_id, idempotency_key=self._key),
@@ -78,6 +85,9 @@ class RequestContext:
         """Answers a query, not older than the token that came with it. Raises Forbidden, and what asking raises."""
         assert self._queries is not None, f"{query.name} needs a query runner"  # noqa: S101  # the schema's own doing
         self._require(query.name, arguments)
+        about = self._access.administration(self._principal, query.name, arguments)
+        if about is not None:
+            self._auditor.note(self._administered(query.name, about))
         return await self._queries.ask(query, arguments, subject=self._principal.subject, token=self.token)
 
     def _require(self, name: str, given: object) -> None:
@@ -85,3 +95,8 @@ class RequestContext:
         if not self._access.allows_on(self._principal, name, given):
             self._auditor.note(msgspec.structs.replace(self._denied, operation=name, code="NOT_OWN"))
             raise Forbidden(name)
+
+    def _administered(self, name: str, about: str) -> AuditEvent:
+        return msgspec.structs.replace(
+            self._denied, kind=f"admin.{name}", outcome="done", operation=name, target=about[:_TARGET] or None
+        )

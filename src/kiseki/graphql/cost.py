@@ -8,18 +8,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from graphql import ArgumentNode, FieldNode, IntValueNode, ListValueNode, ObjectValueNode, ValueNode, VariableNode
+from graphql import (
+    ArgumentNode,
+    FieldNode,
+    IntValueNode,
+    ListValueNode,
+    ObjectValueNode,
+    OperationDefinitionNode,
+    ValueNode,
+    VariableNode,
+    value_from_ast_untyped,
+)
 
-__all__ = ["ITEMS_FOR_ONE", "cost_of"]
+__all__ = ["ITEMS_FOR_ONE", "cost_of", "default_values"]
 
 ITEMS_FOR_ONE: Final = 100
 """Items that are asked for in one field without costing more."""
 _PAGE: Final = "first"
 
 
+def default_values(operation: OperationDefinitionNode) -> dict[str, Any]:
+    """What variables are when they are not given, by name, for those that have a default."""
+    return {
+        definition.variable.name.value: value_from_ast_untyped(definition.default_value)
+        for definition in operation.variable_definitions or ()
+        if definition.default_value is not None
+    }
+
+
 def cost_of(fields: Iterable[FieldNode], variables: Mapping[str, Any]) -> int:
     """The units of an operation's root fields: of each one, and one more for every further hundred items that it asks
-    for, by a list in its arguments or by the size of a page."""
+    for, by a list in its arguments or by the size of a page. `variables` are the given ones over the defaults."""
     return sum(1 + max(0, _items(field, variables) - 1) // ITEMS_FOR_ONE for field in fields)
 
 
@@ -32,7 +51,8 @@ def _asked(argument: ArgumentNode, variables: Mapping[str, Any]) -> int:
     if isinstance(value, VariableNode):
         given = variables.get(value.name.value)
         if argument.name.value == _PAGE:
-            return given if isinstance(given, int) else 0
+            # JSON may write a whole number as 1000.0 too.
+            return int(given) if isinstance(given, int | float) and not isinstance(given, bool) else 0
         return _length(given)
     if argument.name.value == _PAGE:
         return int(value.value) if isinstance(value, IntValueNode) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from graphql import (
@@ -20,6 +21,7 @@ from graphql import (
     validate,
 )
 
+from kiseki.graphql.cost import default_values
 from kiseki.graphql.errors import told
 from kiseki.graphql.limits import DocumentLimits, LimitExceeded, check_document, root_fields
 from kiseki.kernel.errors import KisekiError
@@ -55,6 +57,8 @@ class Operation(msgspec.Struct, frozen=True):
     root_fields: tuple[str, ...]
     field_nodes: tuple[FieldNode, ...]
     """The same as nodes."""
+    defaults: dict[str, Any]
+    """Values of variables that are not given."""
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -62,6 +66,7 @@ class Document(msgspec.Struct, frozen=True):
 
     ast: DocumentNode
     operations: dict[str, Operation]
+    tokens: int
 
     def operation(self, name: str | None) -> Operation:
         """The operation of this name, or the only one. Raises InvalidDocument."""
@@ -76,7 +81,8 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class DocumentCache:
-    """Valid documents by text, least recently used first, bounded in number and in characters of text.
+    """Valid documents by text, least recently used first, bounded in number, in characters and in tokens, which is what
+    a parsed document costs memory for.
 
     Documents that do not parse or validate are not kept: a flood of them must not push out the good ones, and the
     limits bound what each one costs.
@@ -90,6 +96,7 @@ class DocumentCache:
         introspection: bool,
         capacity: int = 1_000,
         capacity_characters: int = 4_000_000,
+        capacity_tokens: int = 200_000,
     ) -> None:
         self._schema = schema
         self._limits = limits
@@ -97,7 +104,9 @@ class DocumentCache:
         self._documents: OrderedDict[str, Document] = OrderedDict()
         self._capacity = capacity
         self._capacity_characters = capacity_characters
+        self._capacity_tokens = capacity_tokens
         self._characters = 0
+        self._tokens = 0
 
     def get(self, text: str) -> Document:
         """The document of a text. Raises UnparsableDocument, InvalidDocument."""
@@ -108,9 +117,15 @@ class DocumentCache:
         document = self._read(text)
         self._documents[text] = document
         self._characters += len(text)
-        while len(self._documents) > self._capacity or self._characters > self._capacity_characters:
-            dropped, _ = self._documents.popitem(last=False)
+        self._tokens += document.tokens
+        while (
+            len(self._documents) > self._capacity
+            or self._characters > self._capacity_characters
+            or self._tokens > self._capacity_tokens
+        ):
+            dropped, old = self._documents.popitem(last=False)
             self._characters -= len(dropped)
+            self._tokens -= old.tokens
         return document
 
     def _read(self, text: str) -> Document:
@@ -138,7 +153,7 @@ class DocumentCache:
         }
         if not operations:
             raise InvalidDocument("the document has no operation", code="NO_OPERATION")
-        return Document(ast, operations)
+        return Document(ast, operations, _tokens(ast))
 
 
 def _operation(definition: OperationDefinitionNode, document: DocumentNode) -> Operation:
@@ -148,4 +163,12 @@ def _operation(definition: OperationDefinitionNode, document: DocumentNode) -> O
         definition.operation is OperationType.MUTATION,
         tuple(field.name.value for field in fields),
         fields,
+        default_values(definition),
     )
+
+
+def _tokens(document: DocumentNode) -> int:
+    count, token = 0, document.loc.start_token if document.loc is not None else None
+    while token is not None:
+        count, token = count + 1, token.next
+    return count

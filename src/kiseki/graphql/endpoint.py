@@ -160,7 +160,7 @@ class GraphQLEndpoint:
         """Takes what the document costs beyond the unit that every request has paid."""
         if request.charge is None:
             return
-        further = cost_of(operation.field_nodes, variables) - 1
+        further = cost_of(operation.field_nodes, {**operation.defaults, **variables}) - 1
         if further > 0:
             refusal = await request.charge(further)
             if refusal is not None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from kiseki.kernel.errors import DefinitionError
 from kiseki.kernel.ports import Principal
 
 __all__ = ["Allow", "allow_of"]
+
+_ADMINISTRATORS: Final = frozenset({"admin"})
 
 
 class Allow:
@@ -52,7 +56,18 @@ class Allow:
             return False
         named = getattr(given, self.of)
         objects = (named,) if isinstance(named, str) else named
-        return bool(objects) and all(one == principal.user_id for one in objects)
+        return all(one == principal.user_id for one in objects)
+
+    def administers(self, principal: Principal, given: object) -> bool:
+        """Whether it is allowed as an administrator does it: to what is not their own, or where only they may."""
+        if not self.owner:
+            return self.roles == _ADMINISTRATORS
+        return not self.on(msgspec.structs.replace(principal, roles=principal.roles - self.roles), given)
+
+    def objects(self, given: object) -> str | None:
+        """The ids of the objects that a command or a query names, as text."""
+        named = None if self.of is None else getattr(given, self.of)
+        return named if named is None or isinstance(named, str) else ", ".join(named)
 
 
 def allow_of(given: Allow | Collection[str], where: str, fields: type[Any], default: str | None = None) -> Allow:

@@ -112,6 +112,13 @@ class AccessPolicy(Protocol):
         """Whether they allow it on the objects that this command, or these arguments of a query, name."""
         ...
 
+    def administration(self, principal: Principal, operation: str, given: object) -> str | None:
+        """What it is about, perhaps nothing, when it is allowed because the principal is an administrator; else None.
+
+        Such things are recorded.
+        """
+        ...
+
 
 class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something that whoever looks into a security incident wants to know. Never holds a secret.

@@ -25,7 +25,7 @@ _CHALLENGE: Final = b'Bearer realm="kiseki"'
 _Fields = tuple[tuple[bytes, bytes], ...]
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct):
     """A request that may be read."""
 
     principal: Principal
@@ -88,7 +88,10 @@ class Gate:
     async def charge(self, exchange: Exchange, admitted: Admitted, units: int) -> Answer | None:
         """Takes further units of the subject's limit; the refusal when there are not that many."""
         verdict = await self._limits.by_subject(admitted.principal, admitted.address, units, trace_id=exchange.trace_id)
-        return None if verdict.allowed else _limited(exchange, verdict)
+        if not verdict.allowed:
+            return _limited(exchange, verdict)
+        admitted.fields = verdict.fields()
+        return None
 
     def forbid(self, exchange: Exchange, admitted: Admitted, operation: str) -> Answer:
         """The refusal of what the principal's roles do not allow, recorded."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from secrets import token_urlsafe
@@ -187,6 +187,33 @@ class _SecretKey:
         return keys
 
 
+class _PublicKeys:
+    """A KeySource that is not asked for secrets, which no key set on the network holds.
+
+    While it does not answer, tokens that it could never judge do not wait for it.
+    """
+
+    def __init__(self, source: KeySource) -> None:
+        self._source = source
+
+    @property
+    def generation(self) -> int:
+        """As KeySource."""
+        return self._source.generation
+
+    async def start(self) -> None:
+        """As KeySource."""
+        await self._source.start()
+
+    async def find(self, algorithm: str, key_id: str | None) -> Sequence[VerificationKey]:
+        """As KeySource."""
+        return () if algorithm.startswith("HS") else await self._source.find(algorithm, key_id)
+
+    async def close(self) -> None:
+        """As KeySource."""
+        await self._source.close()
+
+
 async def _keys(settings: Settings, secrets: SecretSource, clock: Clock, auditor: Auditor) -> KeySource:
     fixed: list[VerificationKey] = []
     sources: list[KeySource] = []
@@ -214,7 +241,7 @@ async def _keys(settings: Settings, secrets: SecretSource, clock: Clock, auditor
         from kiseki.security.identity.jwks_url import JwksUrl
 
         url = JwksUrl(settings.jwks_url, rsa_algorithm=settings.token_rsa, loopback=settings.development)
-        sources.append(refreshed(url, every=settings.jwks_refresh, required=False))
+        sources.append(_PublicKeys(refreshed(url, every=settings.jwks_refresh, required=False)))
     if fixed:
         sources.append(FixedKeys(fixed))
     if not sources:

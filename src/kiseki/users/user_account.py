@@ -23,10 +23,11 @@ from kiseki import (
     ValueObject,
 )
 
-_LABEL = r"(?!-)[^\W_](?:[\w-]{0,61}[^\W_])?"
+_PART = r"[^@\s<>()\[\]\\,;:\"]"
+_LABEL = r"(?!-)[^@.\s<>()\[\]\\,;:\"]{1,63}(?<!-)"
 _EMAIL_ADDRESS = re.compile(
     # Before the @ no dot at the ends, or two in a row, and nothing that stands around addresses in texts and lists.
-    rf"(?!\.)(?!.*\.\.)[^@\s<>()\[\]\\,;:\"]{{1,64}}(?<!\.)@(?:{_LABEL}\.)+{_LABEL}"
+    rf"(?!\.)(?!.*\.\.){_PART}{{1,64}}(?<!\.)@(?:{_LABEL}\.)+{_LABEL}"
 )
 
 

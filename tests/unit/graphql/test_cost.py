@@ -16,7 +16,8 @@ DOCUMENTS = DocumentCache(query_schema(app), limits=DocumentLimits(), introspect
 
 
 def cost(text: str, **variables: Any) -> int:
-    return cost_of(DOCUMENTS.get(text).operation(None).field_nodes, variables)
+    operation = DOCUMENTS.get(text).operation(None)
+    return cost_of(operation.field_nodes, {**operation.defaults, **variables})
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,9 @@ def cost(text: str, **variables: Any) -> int:
         ("query ($n: Int) { getUserAccounts(first: $n) { id } }", {"n": 1_000}, 10),
         ("query ($n: Int) { getUserAccounts(first: $n) { id } }", {"n": None}, 1),
         ("query ($n: Int) { getUserAccounts(first: $n) { id } }", {}, 1),
+        ("query ($n: Int) { getUserAccounts(first: $n) { id } }", {"n": 1000.0}, 10),
+        ("query ($n: Int = 1000) { getUserAccounts(first: $n) { id } }", {}, 10),
+        ("query ($n: Int = 1000) { getUserAccounts(first: $n) { id } }", {"n": 1}, 1),
         ('{ getUserAccountsByIds(userAccountIds: ["a", "b"]) { id } }', {}, 1),
         (
             "query ($ids: [String!]!) { getUserAccountsByIds(userAccountIds: $ids) { id } }",
@@ -55,3 +59,10 @@ def test_lists_inside_of_literals_and_values_count() -> None:
     assert cost(f"{{ getUserAccountsByIds(userAccountIds: [{ids}]) {{ id }} }}") == 2
     text = "query ($one: String!) { getUserAccountsByIds(userAccountIds: [$one]) { id } }"
     assert cost(text, one="a") == 1
+
+
+def test_a_default_list_counts() -> None:
+    ids = ", ".join(f'"{n}"' for n in range(250))
+    text = f"query ($ids: [String!]! = [{ids}]) {{ getUserAccountsByIds(userAccountIds: $ids) {{ id }} }}"
+    assert cost(text) == 3
+    assert cost(text, ids=["a"]) == 1

@@ -42,7 +42,18 @@ def test_roles_go_for_every_object_and_owners_for_their_own() -> None:
 def test_of_many_objects_all_have_to_be_their_own() -> None:
     assert OWN.on(who("user"), Many((StreamId("a"), StreamId("a"))))
     assert not OWN.on(who("user"), Many((StreamId("a"), StreamId("b"))))
-    assert not OWN.on(who("user"), Many(()))
+    assert OWN.on(who("user"), Many(()))
+
+
+def test_what_is_done_as_an_administrator() -> None:
+    assert OWN.administers(who("admin"), Rename(StreamId("b")))
+    assert OWN.administers(who("admin", "user"), Rename(StreamId("b")))
+    assert not OWN.administers(who("admin", "user"), Rename(StreamId("a")))
+    assert not OWN.administers(who("user"), Rename(StreamId("a")))
+    assert Allow({"admin"}).administers(who("admin"), Nothing("x"))
+    assert not Allow({"admin", "user"}).administers(who("admin"), Nothing("x"))
+    assert OWN.objects(Many((StreamId("a"), StreamId("b")))) == "a, b"
+    assert Allow({"admin"}).objects(Nothing("x")) is None
 
 
 @pytest.mark.parametrize("user_id", ["", "A", "a ", " a", "aa", "\u0430"])
