@@ -98,6 +98,9 @@ def verify(*, opened: OpenedAudit, since: str | None, json: bool) -> int:
         reach = f", anchored up to {_readable(report.last_anchor)} UTC" if report.last_anchor is not None else ""
         print(f"{name} is sound: {_counts(report)}{reach}")
         return 0
+    if report.key_is_wrong:
+        print(f"{name} can't be verified: {_counts(report)}")
+        return 1
     print(f"{name} is not as it was written: {_counts(report)}; keep a copy of it and of its anchors as they are")
     return 1
 
@@ -134,6 +137,7 @@ def export(
     report = asyncio.run(run())
     _tell(report)
     copied = "sound" if report.sound else "not as it was written; only what is authentic was copied"
+    copied = "not verified; nothing was copied" if report.key_is_wrong else copied
     print(f"exported to {file}, manifest {manifest_file}; the log ({_counts(report)}) is {copied}")
     return 0 if report.sound else 1
 

@@ -25,7 +25,7 @@ from kiseki.service.erasures import erasure_replay
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
 
-__all__ = ["replay", "status", "verify"]
+__all__ = ["begin", "replay", "status", "verify"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,18 @@ def status(*, config: Path | None, data_dir: Path | None, json: bool) -> None:
         "nothing was proved to be in force yet" if found.proved is None else f"in force up to line {found.proved:,}"
     )
     print(f"{proved}; `kiseki erasure verify` looks at all of them")
+
+
+def begin(*, config: Path | None, data_dir: Path | None) -> None:
+    """Begins a ledger where there is none. Raises as Stores.open."""
+
+    async def work() -> None:
+        settings = settings_of(config, data_dir)
+        stores = await Stores.open(settings, clock=SystemClock(), telemetry=NoTelemetry(), begin_ledger=True)
+        await stores.close()
+
+    asyncio.run(work())
+    print("the ledger of erasures is there")
 
 
 def replay(*, application: str | None, config: Path | None, data_dir: Path | None, everything: bool, json: bool) -> int:

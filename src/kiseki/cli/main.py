@@ -398,6 +398,14 @@ def erasure_status(config: Config = None, data_dir: DataDir = None, json: Json =
     status(config=config, data_dir=data_dir, json=json)
 
 
+@erasure.command("begin")
+def erasure_begin(config: Config = None, data_dir: DataDir = None) -> None:
+    """Begin the ledger of a journal that never had one, as after an import. Never after a restore: put it back then."""
+    from kiseki.cli.erasure import begin
+
+    begin(config=config, data_dir=data_dir)
+
+
 @erasure.command("replay")
 def erasure_replay(
     everything: Annotated[bool, typer.Option("--all", help="Look at every erasure, not only the newest.")] = False,

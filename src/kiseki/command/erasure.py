@@ -6,7 +6,7 @@ with a restored journal can be made again (`CommandHandler.erase_again`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from kiseki.journal.port import ClaimChange, Journal
@@ -44,6 +44,13 @@ class CommandErasures:
         self._codec = codec
         self._protector = protector
         self._log = log
+        deciders = list(deciders)
+        self._erasing_others = {
+            decider.aggregate_type
+            for decider in deciders
+            for one in decider.event_types
+            if one.event_type.erases_subject and codec.schema.shape_of(one).subject_field is not None
+        }
         self._aggregates = {decider.aggregate_type: names for decider in deciders if (names := erasing_names(decider))}
 
     def subjects(self, stream: str, events: Iterable[Event]) -> tuple[str, ...]:
@@ -92,11 +99,24 @@ class CommandErasures:
             await self._protector.erase(subject)
             await self._delete_snapshots(stream)
 
-    async def make_sure(self, subject: str) -> None:
-        """The keys of a subject whose erasure is a fact are destroyed. Raises Unavailable."""
-        known: Mapping[str, object] = await self._protector.ciphers([subject])
+    async def withdraw(self, subject: str, stream: str) -> None:
+        """Nothing was written, and the client is told so. Raises Unavailable."""
+        await self._log.withdraw(subject, stream)
+
+    def may_erase_others(self, decider: Decider[Any, Any, Any]) -> bool:
+        """Whether events of a decider erase a subject that is not their stream."""
+        return decider.aggregate_type in self._erasing_others
+
+    async def make_sure(self, subject: str, stream: str) -> None:
+        """The keys of a subject whose erasure is a fact of the stream are destroyed. Also where a tombstone is: it
+        may stand there with the store's log not cut yet, or snapshots left. Raises Unavailable."""
+        known = await self._protector.ciphers([subject])
         if not isinstance(known.get(subject), Erased):
-            await self.carry_out(subject, [subject])
+            await self.carry_out(stream, [subject])
+            return
+        await self._protector.destroy(subject)
+        await self._delete_snapshots(stream)
+        await self._log.finish(subject)
 
     async def make_sure_again(self, stream: str) -> None:
         """As `make_sure`, for a stream of which it is not known whether it was erased; reads it only where its
@@ -104,10 +124,11 @@ class CommandErasures:
         names = self._aggregates.get(aggregate_type_of(stream))
         if names is None:
             return
+        subjects: dict[str, None] = {}
         async for page in self._journal.read(stream):
-            if any(event.type in names and event.subject in (None, stream) for event in page):
-                await self.make_sure(stream)
-                return
+            subjects |= {event.subject or stream: None for event in page if event.type in names}
+        for subject in subjects:
+            await self.make_sure(subject, stream)
 
 
 def erasing_names(decider: Decider[Any, Any, Any]) -> frozenset[str]:

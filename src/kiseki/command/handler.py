@@ -23,6 +23,7 @@ from kiseki.journal.port import (
     ClaimChange,
     ClaimTaken,
     CommitMetadata,
+    CommitTooLarge,
     Conflict,
     IdempotencyRecord,
     IdempotencyTaken,
@@ -34,14 +35,25 @@ from kiseki.kernel.decider import Decider, Rejected, command_name
 from kiseki.kernel.erasure import ErasureLog, NoErasureLog
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.event import Event
-from kiseki.kernel.ports import Clock, IdSource, Protector, Telemetry
-from kiseki.kernel.shapes import RecordShape
+from kiseki.kernel.ports import Clock, IdSource, Protector, SubjectErased, Telemetry
+from kiseki.kernel.shapes import RecordShape, Unstorable
 from kiseki.kernel.streams import StreamId, stream_name
 
 __all__ = ["CommandHandler", "CommandRequest", "CommandResult"]
 
 _log = logging.getLogger(__name__)
 _IMMEDIATE_ATTEMPTS: Final = 2
+_NOTHING_WRITTEN: Final = (
+    Rejected,
+    ClaimTaken,
+    CommandConflict,
+    CommitTooLarge,
+    DecisionFailed,
+    IdempotencyTaken,
+    SubjectErased,
+    Unstorable,
+)
+"""What says for certain that the command did not become a fact."""
 
 
 class CommandRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +93,8 @@ class _Work(NamedTuple):
     keyed: _Keyed | None
     stream: str
     entry: CachedState
+    begun: set[str]
+    """Whose erasure the log of erasures was told of for this command."""
     held: Sequence[ClaimChange] = ()
     """Claims to give back besides, when it erases somebody whose values can't be read any more."""
 
@@ -224,7 +238,14 @@ class CommandHandler:
                 if id_field is None and entry.sequence_number < 0:
                     # The id is new, so there is nothing to load; the journal's condition would find out.
                     entry.state, entry.sequence_number = decider.initial, 0
-                return await self._decide_and_append(_Work(decider, command, request, keyed, stream, entry, held))
+                work = _Work(decider, command, request, keyed, stream, entry, set(), held)
+                try:
+                    return await self._decide_and_append(work)
+                except _NOTHING_WRITTEN:
+                    # Else whoever replays the log would carry out later what is refused now.
+                    for subject in work.begun:
+                        await self._erasures.withdraw(subject, stream)
+                    raise
         finally:
             self._cache.leave(entry)
             self.evict()
@@ -251,11 +272,14 @@ class CommandHandler:
                 result = CommandResult(stream=stream, sequence_number=entry.sequence_number, events=0)
                 if entry.is_erased:
                     # What is answered as done has to be done: an earlier call may have failed after its commit.
-                    await self._erasures.make_sure(stream)
+                    await self._erasures.make_sure(stream, stream)
+                elif self._erasures.may_erase_others(decider):
+                    await self._erasures.make_sure_again(stream)
                 return result
             erased = self._erasures.subjects(stream, events)
             if erased:
-                await self._erasures.begin(erased, stream, command)
+                await self._erasures.begin([one for one in erased if one not in work.begun], stream, command)
+                work.begun.update(erased)
                 if stream in erased:
                     releases = await self._erasures.releases(decider, stream, entry.sequence_number, claims)
                     claims = [*claims, *(change for change in (*releases, *work.held) if change not in claims)]

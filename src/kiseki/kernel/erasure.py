@@ -37,6 +37,11 @@ class ErasureLog(Protocol):
         """After the keys were destroyed; durable when this returns. Raises Unavailable."""
         ...
 
+    async def withdraw(self, subject: str, stream: str) -> None:
+        """It is certain that nothing was written, and whoever asked is told so: nobody is to carry it out later.
+        Raises Unavailable."""
+        ...
+
 
 class NoErasureLog:
     """An ErasureLog that remembers nothing: for tests, and for stores that are never restored."""
@@ -45,4 +50,7 @@ class NoErasureLog:
         """As ErasureLog: nothing to do."""
 
     async def finish(self, subject: str) -> None:
+        """As ErasureLog: nothing to do."""
+
+    async def withdraw(self, subject: str, stream: str) -> None:
         """As ErasureLog: nothing to do."""

@@ -208,6 +208,10 @@ class Protector(Protocol):
         """
         ...
 
+    async def destroy(self, subject: str) -> None:
+        """As `erase`, for a subject that is in the log of erasures already; again it finishes what a failure left."""
+        ...
+
     async def erase(self, subject: str) -> None:
         """Destroys the subject's keys for ever, durable before this returns; again is fine. Raises Unavailable."""
         ...

@@ -8,14 +8,14 @@ follows the journal therefore does it again, before it applies the page, once fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from kiseki.journal.port import Commit
 from kiseki.kernel.decider import Decider
 from kiseki.kernel.personal import Erased
 from kiseki.kernel.ports import Protector
-from kiseki.projection.port import BuildCatalog, BuildMissing, BuildState
+from kiseki.projection.port import BuildCatalog, BuildMissing, BuildName, BuildState, RequestKind
 from kiseki.projection.projection import Projection
 from kiseki.projection.subscription import Subscription
 
@@ -113,6 +113,40 @@ class ErasedRows:
             if waiting:
                 await asyncio.sleep(self._look_every)
         return parked
+
+    async def reached(self, streams: Collection[str]) -> dict[str, int]:
+        """The highest sequence number of each stream that a live build has applied. Raises Unavailable."""
+        found = dict.fromkeys(streams, 0)
+        for _, progress in await self._live(streams):
+            for stream, number in progress.items():
+                found[stream] = max(found[stream], number)
+        return found
+
+    async def build_anew(self, streams: Collection[str]) -> None:
+        """Asks the updater, in whatever process it runs, for new builds in place of the live ones that have applied
+        something of these streams; returns when those are live."""
+        old = {name for name, progress in await self._live(streams) if any(progress.values())}
+        for name in old:
+            await self._builds.request(name.projection, name.version, RequestKind.REBUILD)
+        while old & {one.name for one in await self._builds.builds() if one.state is BuildState.LIVE}:  # noqa: ASYNC110
+            await asyncio.sleep(self._look_every)  # whoever owns the projection may be another process
+
+    async def _live(self, streams: Collection[str]) -> list[tuple[BuildName, dict[str, int]]]:
+        found = []
+        for build in await self._builds.builds():
+            subscription = self._subscriptions.get(build.name.projection)
+            if build.state is not BuildState.LIVE or subscription is None:
+                continue
+            followed = [stream for stream in streams if subscription.follows(stream)]
+            numbers: dict[str, int] = {}
+            try:
+                for start in range(0, len(followed), _AT_ONCE):
+                    progress = await self._builds.progress(build.name, followed[start : start + _AT_ONCE])
+                    numbers |= {stream: one.sequence_number for stream, one in progress.items()}
+            except BuildMissing:
+                continue
+            found.append((build.name, numbers))
+        return found
 
     async def _look(self, facts: Mapping[str, int]) -> tuple[set[str], set[str]]:
         waiting: set[str] = set()

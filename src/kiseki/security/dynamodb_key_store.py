@@ -168,6 +168,9 @@ class DynamoDbKeyStore:
         known = await self._read([change.subject for change in changes])
         return sum(await each(lambda change: self._replace(change, known.get(change.subject)), changes))
 
+    async def tidy(self) -> None:
+        """As KeyStore: nothing to do."""
+
     async def close(self) -> None:
         """As KeyStore."""
         self._closed = True

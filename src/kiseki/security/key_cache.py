@@ -40,6 +40,11 @@ class CipherCache:
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
 
+    def expire(self, now: float) -> None:
+        """Drops what is too old, also what nobody asks for any more: a key is not to stay in memory longer."""
+        for subject in [subject for subject, (_, until) in self._entries.items() if until <= now]:
+            del self._entries[subject]
+
     def drop(self, subject: str) -> None:
         """Forgets a subject."""
         self._entries.pop(subject, None)

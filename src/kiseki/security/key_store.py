@@ -119,6 +119,11 @@ class KeyStore(Protocol):
         """
         ...
 
+    async def tidy(self) -> None:
+        """Takes away what destroyed keys have left where they were, as far as that is possible by now. Raises nothing
+        for what is left: it is called again and again."""
+        ...
+
     async def close(self) -> None:
         """Lets go of files and connections; again is fine."""
         ...
@@ -173,6 +178,9 @@ class MemoryKeyStore:
             if keys:
                 self._keys[change.subject] = tuple(new if key == change.old else key for key in keys)
         return replaced
+
+    async def tidy(self) -> None:
+        """As KeyStore: nothing to do."""
 
     async def close(self) -> None:
         """As KeyStore: nothing to do."""

@@ -219,6 +219,10 @@ class PostgresKeyStore:
             await self._vacuums.ask([None])
         return replaced
 
+    async def tidy(self) -> None:
+        """As KeyStore: a transaction that was open during an erasure may have ended since."""
+        await self._vacuum([None])
+
     async def close(self) -> None:
         """As KeyStore."""
         await self._pool.close()

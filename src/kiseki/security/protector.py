@@ -139,6 +139,7 @@ class KeyProtector:
     async def hear(self) -> None:
         """Asks the key store for erasures by other processes. `ciphers` and `ensure` do so by themselves; a process
         that holds personal data without using keys calls this. Raises Unavailable."""
+        self._cache.expire(self._clock.monotonic())
         heard = await self._store.erasures(self._mark)
         if self._mark is None or heard.mark > self._mark:
             self._mark = heard.mark

@@ -121,7 +121,12 @@ class KeyFile:
 
         Raises KeyStoreUnavailable when a reader keeps the log in use; the same call again is safe.
         """
-        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        deadline = time.monotonic() + self._busy_timeout
+        # SQLite does not wait for another process's checkpoint.
+        while (busy := connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
         if busy:
             raise KeyStoreUnavailable(
                 f"the key store {self.path.name}: the log is in use, what was destroyed may still be in it; do it again"

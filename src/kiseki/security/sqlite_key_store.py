@@ -197,6 +197,9 @@ class SqliteKeyStore:
 
         return await self._writer.call(work)
 
+    async def tidy(self) -> None:
+        """As KeyStore: nothing to do, an erasure is not done before its key is overwritten."""
+
     async def close(self) -> None:
         """As KeyStore."""
         if self._closed:

@@ -93,6 +93,13 @@ class AuditedErasures:
         await self._log.finish(subject)
         self._auditor.note(AuditEvent(kind="erasure.done", outcome="done", target=subject, trace_id=_trace_id()))
 
+    async def withdraw(self, subject: str, stream: str) -> None:
+        """As ErasureLog."""
+        await self._log.withdraw(subject, stream)
+        self._auditor.note(
+            AuditEvent(kind="erasure.requested", outcome="refused", target=subject, trace_id=_trace_id())
+        )
+
 
 def _trace_id() -> str | None:
     ids = request_ids.get()
@@ -110,13 +117,13 @@ def ledger_directory(where: str, data_dir: Path) -> Path | None:
 
 
 async def open_ledger(
-    where: str, data_dir: Path, *, digests: Digests, clock: Clock, secrets: SecretSource
+    where: str, data_dir: Path, *, digests: Digests, clock: Clock, secrets: SecretSource, begin: bool
 ) -> ErasureLedger:
     """The ledger that the setting names. Raises StoreUrlInvalid, LedgerRefused, LedgerForeign, LedgerBroken,
     NotMigrated, Unavailable."""
-    store = await _store(where, data_dir, secrets)
+    store = await _store(where, data_dir, secrets, begin=begin)
     try:
-        return await ErasureLedger.open(store, digests=digests, clock=clock)
+        return await ErasureLedger.open(store, digests=digests, clock=clock, begin=begin)
     except BaseException:
         await store.close()
         raise
@@ -225,10 +232,10 @@ async def replay_forever(replay: ErasureReplay, every: float) -> None:
                 _log.warning("erasures: %s", report)
 
 
-async def _store(where: str, data_dir: Path, secrets: SecretSource) -> LedgerStore:
+async def _store(where: str, data_dir: Path, secrets: SecretSource, *, begin: bool) -> LedgerStore:
     directory = ledger_directory(where, data_dir)
     if directory is not None:
-        return await FileLedgerStore.open(directory)
+        return await FileLedgerStore.open(directory, make=begin)
     if where.startswith("dynamodb"):
         from kiseki.clients.dynamodb import DynamoDbAddress  # noqa: PLC0415
         from kiseki.security.erasure.dynamodb_ledger import DynamoDbLedgerStore  # noqa: PLC0415

@@ -20,7 +20,7 @@ from kiseki.service.shell import Exchange
 
 __all__ = ["Admitted", "Gate", "event_of", "with_fields"]
 
-_REMEMBERED: Final = 10_000
+_REMEMBERED: Final = 100_000
 _CHALLENGE: Final = b'Bearer realm="kiseki"'
 _Fields = tuple[tuple[bytes, bytes], ...]
 

@@ -13,6 +13,7 @@ from typing import Final, Self
 from kiseki.application.system import SystemClock
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
+from kiseki.journal.port import START
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
 from kiseki.projection.projection import Projection
@@ -75,10 +76,12 @@ class Stores:
         telemetry: Telemetry,
         make: bool = True,
         secrets: SecretSource | None = None,
+        begin_ledger: bool = False,
     ) -> Self:
         """Opens what the settings name. With `make` embedded stores are made on first use, and in the development
         profile the tables of the others too; without it this only looks. `secrets` stays open; without it an own source
-        is used.
+        is used. In production a ledger of erasures that is empty beside a journal that is not was lost, unless
+        `begin_ledger` says that there never was one.
 
         Raises StoreNotReachable for a store elsewhere that does not answer, NotMigrated for one that lacks tables,
         SettingsError, DataDirectoryUnusable, and what an embedded store refuses.
@@ -111,13 +114,21 @@ class Stores:
                 protector = await KeyProtector.open(
                     store=key_store, wrapper=master_keys, clock=clock, ttl=settings.key_cache_seconds
                 )
+            # First: a wrong key store must not begin a ledger of its own.
+            await bind_key_store(journal, key_store, protector.digests)
+            # What is restored without its ledger must not begin a new one, and what only looks begins none.
+            begin = make and (begin_ledger or settings.development or not (await journal.feed(START, limit=1)).commits)
             with _reached(_LEDGER):
                 ledger = await open_ledger(
-                    settings.erasure_ledger, directory.path, digests=protector.digests, clock=clock, secrets=secrets
+                    settings.erasure_ledger,
+                    directory.path,
+                    digests=protector.digests,
+                    clock=clock,
+                    secrets=secrets,
+                    begin=begin,
                 )
                 opened.push_async_callback(ledger.close)
                 protector.erasure_log = ledger
-            await bind_key_store(journal, key_store, protector.digests)
             with _reached(urls.read_model):
                 read_models = await _family(settings, urls.read_model, secrets).read_models(
                     urls.read_model, clock=clock

@@ -19,7 +19,7 @@ import msgspec
 from kiseki.security.audit.append_file import AppendFailed, AppendFile, make_directory
 from kiseki.security.audit.key import AuditKey, AuditKeys
 from kiseki.security.audit.line_files import LineFiles, file_name
-from kiseki.security.audit.record import FIRST_PREVIOUS, Head, RecordProblem, line_of, split_line, when
+from kiseki.security.audit.record import FIRST_PREVIOUS, Head, KeyUnknown, RecordProblem, line_of, split_line, when
 from kiseki.security.audit.sink import SinkFailed
 
 __all__ = ["ANCHORS", "Anchor", "AnchorChain", "FileAnchors", "read_anchor"]
@@ -109,7 +109,7 @@ def read_anchor(line: bytes, keys: AuditKeys) -> Anchor:
     body, mac = split_line(line)
     key = keys.get(body[14:30].decode("ascii", "replace")) if body.startswith(b'{"v":1,"key":"') else None
     if key is None:
-        raise RecordProblem("it was written with a key that is not here, or altered")
+        raise KeyUnknown("it was written with a key that is not here, or altered")
     if not hmac.compare_digest(key.of_anchor(body).encode(), mac):
         raise RecordProblem("it was altered, or forged")
     try:

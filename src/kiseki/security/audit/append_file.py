@@ -2,7 +2,8 @@
 and the anchors in files.
 
 Files are 0600 in directories 0700, opened with O_APPEND and O_NOFOLLOW and never renamed, so that they may be marked
-append-only (`chattr +a`). A change of length by anybody else is noticed at the next write.
+append-only (`chattr +a`). A change of length by anybody else is noticed at the next write. A file that is let go before
+anything was written is deleted: those who wait for room on a disk would leave one with each attempt.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class AppendFile:
         try:
             sync_directory(path.parent)
         except BaseException:
-            os.close(self._file)
+            self.abandon()
             raise
 
     def append(self, data: bytes, *, durable: bool) -> None:
@@ -84,13 +85,30 @@ class AppendFile:
     def close(self) -> None:
         """Makes all durable and lets go. Raises OSError."""
         try:
-            os.fsync(self._file)
+            if not self._delete_empty():
+                os.fsync(self._file)
         finally:
             os.close(self._file)
 
     def abandon(self) -> None:
         """Lets go of a file that can't be used."""
-        os.close(self._file)
+        try:
+            self._delete_empty()
+        finally:
+            os.close(self._file)
+
+    def _delete_empty(self) -> bool:
+        """Deletes a file in which nothing is, by anybody: one that somebody else cut is a trace."""
+        if self.length:
+            return False
+        try:
+            mine, there = os.fstat(self._file), self.path.stat(follow_symlinks=False)
+            if mine.st_size or (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
+                return False
+            self.path.unlink()
+        except OSError:  # it is gone already, or its directory is marked append-only: then it stays, and harms nobody
+            return False
+        return True
 
 
 def make_directory(path: Path) -> None:

@@ -47,13 +47,15 @@ class LineFiles:
         return sorted({writer for writer, _, _ in self._files()})
 
     def recent_writers(self, most: int) -> Sequence[str]:
-        """Those whose files changed last. Raises LinesUnreadable."""
+        """Those whose files changed last, of those that wrote anything. Raises LinesUnreadable."""
         changed: dict[str, int] = {}
         for writer, _, entry in self._files():
             try:
-                changed[writer] = max(changed.get(writer, 0), entry.stat(follow_symlinks=False).st_mtime_ns)
+                about = entry.stat(follow_symlinks=False)
             except OSError:
                 continue  # it went meanwhile
+            if about.st_size:
+                changed[writer] = max(changed.get(writer, 0), about.st_mtime_ns)
         return sorted(changed, key=lambda writer: changed[writer], reverse=True)[:most]
 
     async def recent(self, most: int) -> Sequence[str]:

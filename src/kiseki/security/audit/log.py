@@ -59,7 +59,7 @@ class AuditLogSettings:
     window: float = 10.0
     """Repeats within this time become one record."""
     windows: int = 200
-    """So many actors and addresses are counted apart at a time."""
+    """So many actors, and apart from them so many addresses, are counted apart at a time, for each kind of event."""
     queue: int = 4_096
     """Events that wait to be chained."""
     backlog: int = 4_096

@@ -26,6 +26,7 @@ __all__ = [
     "Chain",
     "Entry",
     "Head",
+    "KeyUnknown",
     "RecordProblem",
     "SealedRecord",
     "bounded",
@@ -97,6 +98,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     issuer: str | None = None
     subject: str | None = None
     address: str | None = None
+    """In a sum of different addresses of one IPv6 network: the network, such as 2001:db8:1:2::/64."""
     api: str | None = None
     operation: str | None = None
     operations: tuple[str, ...] = ()
@@ -129,6 +131,10 @@ class SealedRecord(NamedTuple):
 
 class RecordProblem(ValueError):
     """A line that is not an authentic record; the message says what is wrong with it."""
+
+
+class KeyUnknown(RecordProblem):
+    """A line names a key that is not here."""
 
 
 class Chain:
@@ -190,7 +196,7 @@ def read_line(line: bytes, keys: AuditKeys) -> AuditRecord:
     key_id = body[14:30].decode("ascii", "replace") if body.startswith(b'{"v":1,"key":"') else ""
     key = keys.get(key_id)
     if key is None:
-        raise RecordProblem("it was written with a key that is not here, or altered")
+        raise KeyUnknown("it was written with a key that is not here, or altered")
     if not hmac.compare_digest(key.of_record(body).encode(), mac):
         raise RecordProblem("it was altered, or forged")
     try:

@@ -11,48 +11,17 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta
 from typing import Final
 
-import msgspec
-
 from kiseki.security.audit.anchor import Anchor, read_anchor
 from kiseki.security.audit.key import AuditKeys
 from kiseki.security.audit.record import FIRST_PREVIOUS, AuditRecord, Head, RecordProblem, read_line
+from kiseki.security.audit.report import AuditReport, KeyDoubt
 from kiseki.security.audit.sink import LineSource, SourceLine
 from kiseki.security.audit.stdout_sink import unwrapped
 
 __all__ = ["AuditReport", "verify_log"]
 
-_MOST_PROBLEMS: Final = 100
-_MOST_NOTES: Final = 100
 _YOUNG: Final = timedelta(minutes=3)
 """A writer that began less long ago may not have anchored yet."""
-
-
-class AuditReport(msgspec.Struct, kw_only=True):
-    """What was found. `problems` are the first hundred; `notes` are no faults of the log."""
-
-    writers: int = 0
-    records: int = 0
-    anchors: int = 0
-    last_anchor: datetime | None = None
-    problems: list[str] = msgspec.field(default_factory=list)
-    problems_found: int = 0
-    notes: list[str] = msgspec.field(default_factory=list)
-
-    @property
-    def sound(self) -> bool:
-        """Whether the log is as it was written, as far as the anchors reach."""
-        return not self.problems_found
-
-    def problem(self, what: str) -> None:
-        """Adds one."""
-        self.problems_found += 1
-        if len(self.problems) < _MOST_PROBLEMS:
-            self.problems.append(what)
-
-    def note(self, what: str) -> None:
-        """Adds something worth knowing."""
-        if len(self.notes) < _MOST_NOTES:
-            self.notes.append(what)
 
 
 async def verify_log(
@@ -98,6 +67,7 @@ class _Verifier:
         """Writers that somebody names, and who."""
         self._claims: dict[str, list[tuple[Head, str]]] = {}
         """Records that somebody names."""
+        self._doubt = KeyDoubt(report)
 
     async def run(self, on_record: Callable[[AuditRecord, bytes], None], progress: Callable[[int], None]) -> None:
         # Anchors first: a log that is being written is then always further than they are.
@@ -113,15 +83,22 @@ class _Verifier:
             await _WriterCheck(
                 writer,
                 source=self._source,
-                anchors=_AnchorWalk(self._anchors, writer, self._keys, self._report, self._named),
+                anchors=self._walk(writer),
                 claims=self._claims.pop(writer, []),
                 keys=self._keys,
                 now=self._now,
                 since=self._since,
                 report=self._report,
+                doubt=self._doubt,
             ).run(on_record, progress)
             self._report.writers += 1
         await self._missing(set(there))
+        self._doubt.end()
+
+    def _walk(self, writer: str) -> _AnchorWalk:
+        return _AnchorWalk(
+            self._anchors, writer, keys=self._keys, report=self._report, named=self._named, doubt=self._doubt
+        )
 
     async def _look_at_first(self, writer: str) -> None:
         first = await self._source.first(writer)
@@ -145,7 +122,7 @@ class _Verifier:
         while gone := set(self._named) - there - seen:
             for writer in sorted(gone):
                 seen.add(writer)
-                walk = _AnchorWalk(self._anchors, writer, self._keys, self._report, self._named)
+                walk = self._walk(writer)
                 newest: Anchor | None = None
                 async for anchor in walk.all():
                     newest = anchor
@@ -177,10 +154,13 @@ class _AnchorWalk:
         self,
         anchors: LineSource | None,
         writer: str,
+        *,
         keys: AuditKeys,
         report: AuditReport,
         named: dict[str, str],
+        doubt: KeyDoubt,
     ) -> None:
+        self._doubt = doubt
         self._anchors = anchors
         self._writer = writer
         self._keys = keys
@@ -229,8 +209,9 @@ class _AnchorWalk:
         try:
             anchor = read_anchor(found.line, self._keys)
         except RecordProblem as problem:
-            report.problem(f"{where}: {problem}")
+            self._doubt.line(where, problem)
             return None
+        self._doubt.authentic()
         if last is not None and anchor.mac == last.mac:
             return None  # stored twice, because it was in doubt whether it was
         index, previous = (last.index, last.mac) if last is not None else (0, FIRST_PREVIOUS)
@@ -256,7 +237,9 @@ class _WriterCheck:
         now: datetime,
         since: datetime | None,
         report: AuditReport,
+        doubt: KeyDoubt,
     ) -> None:
+        self._doubt = doubt
         self._writer = writer
         self._source = source
         self._walk = anchors
@@ -296,8 +279,9 @@ class _WriterCheck:
             record = read_line(line, self._keys)
         except RecordProblem as problem:
             self._unreadable += 1
-            report.problem(f"{found.where}: {problem}")
+            self._doubt.line(found.where, problem)
             return
+        self._doubt.authentic()
         if record.writer != self._writer:
             self._unreadable += 1
             report.problem(f"{found.where}: it is a record of writer {record.writer}")
@@ -372,7 +356,8 @@ class _WriterCheck:
         if self._torn is not None:
             report.note(f"{self._torn}: the last line was not written to its end (a crash, or a full disk)")
         if self._last is None:
-            report.note(f"writer {writer}: it has no record")
+            if not self._unreadable:
+                report.note(f"writer {writer}: it has no record")
         elif self._last.kind != "audit.stopped":
             report.note(f"writer {writer}: it has no end; it is running, or was killed")
         if self._walk.kept and not self._anchored and self._last is not None:

@@ -47,13 +47,14 @@ class FileLedgerStore:
         self._lock = directory / "lock"
 
     @classmethod
-    async def open(cls, directory: Path) -> Self:
+    async def open(cls, directory: Path, *, make: bool = True) -> Self:
         """The ledger in a directory, which is made (mode 0700) when it is not there, and so are its files.
 
         Raises LedgerRefused when others may use them, LedgerUnavailable.
         """
         store = cls(directory)
-        await store._run(store._prepare)
+        if make:
+            await store._run(store._prepare)
         return store
 
     async def last(self) -> Line | None:

@@ -41,6 +41,12 @@ class LedgerForeign(LedgerBroken):
     code = "ERASURE_LEDGER_FOREIGN"
 
 
+class LedgerMissing(LedgerBroken):
+    """The ledger is empty, and the journal is not: its place is not mounted, or it was not put back."""
+
+    code = "ERASURE_LEDGER_MISSING"
+
+
 class Entry(NamedTuple):
     """One erasure of the ledger."""
 
@@ -63,13 +69,18 @@ class ErasureLedger:
         self._adding = asyncio.Lock()
 
     @classmethod
-    async def open(cls, store: LedgerStore, *, digests: Digests, clock: Clock) -> Self:
+    async def open(cls, store: LedgerStore, *, digests: Digests, clock: Clock, begin: bool = True) -> Self:
         """The ledger in a store; an empty one is begun for this key store. The ledger closes the store.
 
         Raises LedgerForeign, LedgerBroken, LedgerUnavailable.
         """
         ledger = cls(store, digests, clock)
         first = await store.lines(0, 1)
+        if not first and not begin:
+            raise LedgerMissing(
+                "the ledger of erasures is empty, and the journal is not: put the ledger back, or mount its place; if "
+                "there never was one, run `kiseki erasure begin`"
+            )
         if not first:
             await ledger._add(Kind.OPENED, ledger._key_store_id, only_first=True)
             first = await store.lines(0, 1)
@@ -84,7 +95,7 @@ class ErasureLedger:
         return ledger
 
     async def begin(self, erasure: PlannedErasure) -> None:
-        """As ErasureLog. Again, before it was finished, writes nothing."""
+        """As ErasureLog. Again, before it was finished or withdrawn, writes nothing."""
         begun = self._open.get(erasure.subject, {})
         if erasure.stream in begun or (begun and not erasure.stream):
             return
@@ -97,6 +108,12 @@ class ErasureLedger:
         """As ErasureLog. Writes nothing for a subject that this process did not begin with."""
         for number in list(self._open.get(subject, {}).values()):
             await self.settle(number, subject, Kind.DONE)
+
+    async def withdraw(self, subject: str, stream: str) -> None:
+        """As ErasureLog."""
+        number = self._open.get(subject, {}).get(stream)
+        if number is not None:
+            await self.settle(number, subject, Kind.WITHDRAWN)
 
     async def settle(self, number: int, subject: str, kind: Kind) -> None:
         """Writes what became of the erasure that a line began: done or withdrawn. Raises LedgerUnavailable."""
@@ -168,9 +185,9 @@ class ErasureLedger:
             )
         return mark
 
-    async def set_mark(self, line: Line, key_mark: int) -> None:
+    async def set_mark(self, line: Line, key_mark: int, settled: tuple[int, ...] = ()) -> None:
         """Notes that everything up to a line is in force. Raises LedgerUnavailable."""
-        await self._store.set_mark(new_mark(self._key, line, key_mark))
+        await self._store.set_mark(new_mark(self._key, line, key_mark, settled))
 
     async def close(self) -> None:
         """Closes the store; again is fine."""

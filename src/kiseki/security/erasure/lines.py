@@ -68,6 +68,9 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     line_mac: str
     key_mark: int
     """How many erasures the key store knew: a restored older one knows fewer."""
+    settled: tuple[int, ...] = ()
+    """Lines whose fact the journal lost and does not take again; their keys are gone, and read
+    models were built anew."""
     mac: str = ""
 
 
@@ -110,9 +113,9 @@ def check_line(key: bytes, before: Line | None, line: Line) -> None:
         )
 
 
-def new_mark(key: bytes, line: Line, key_mark: int) -> Mark:
+def new_mark(key: bytes, line: Line, key_mark: int, settled: tuple[int, ...] = ()) -> Mark:
     """The mark that everything up to a line is in force."""
-    mark = Mark(number=line.number, line_mac=line.mac, key_mark=key_mark)
+    mark = Mark(number=line.number, line_mac=line.mac, key_mark=key_mark, settled=settled)
     return msgspec.structs.replace(mark, mac=_mark_mac(key, mark))
 
 

@@ -22,10 +22,10 @@ import msgspec
 from kiseki.journal.port import SnapshotStore
 from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.kernel.decider import Rejected
-from kiseki.kernel.personal import Erased
+from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import AuditEvent, Auditor
 from kiseki.security.erasure.ledger import Entry, ErasureLedger
-from kiseki.security.erasure.lines import Kind, Line
+from kiseki.security.erasure.lines import Kind, Line, Mark
 from kiseki.security.grouped import each
 from kiseki.security.key_store import KeyStore
 from kiseki.security.protector import KeyProtector
@@ -53,6 +53,14 @@ class AppliedRows(Protocol):
 
     async def behind(self, facts: Mapping[str, int]) -> Collection[str]:
         """The streams whose fact, of this sequence number, some live build has not applied. Raises Unavailable."""
+        ...
+
+    async def reached(self, streams: Collection[str]) -> Mapping[str, int]:
+        """The highest sequence number of each stream that a live build has applied; 0 for none. Raises Unavailable."""
+        ...
+
+    async def build_anew(self, streams: Collection[str]) -> None:
+        """Returns when every live build that has applied something of these streams was replaced by a new one."""
         ...
 
     async def until_applied(self, facts: Mapping[str, int]) -> Collection[str]:
@@ -133,6 +141,12 @@ class ErasureReplay:
             mark = await self._ledger.mark()
             key_mark = (await self._key_store.erasures(None)).mark
             everything = everything or mark is None or key_mark < mark.key_mark
+            # More than the lines after the mark account for: the ledger is an older copy, and does not know them.
+            if mark is not None and not everything:
+                told = {entry.line.subject async for entry in self._ledger.entries(mark.number) if entry.is_done}
+                everything = key_mark > mark.key_mark + len(told)
+            self._settled = set(mark.settled) if mark is not None and not everything else set()
+            self._stale: set[str] = set()
             if mark is not None and not everything:
                 report, facts = await self._pass(max(0, mark.number - _NEWEST), mark.number)
                 if report is None:
@@ -143,14 +157,32 @@ class ErasureReplay:
                 report.everything = True
                 report.adopted = await self._adopt()
             assert report is not None  # noqa: S101
+            if self._stale:
+                _log.error(
+                    "read models hold %d erased streams whose fact the journal has lost; they are built anew before "
+                    "anything is served",
+                    len(self._stale),
+                )
+                await self._rows.build_anew(self._stale)
+            await self._key_store.tidy()
             report.parked = sorted(await self._rows.until_applied(facts))
             for stream in report.parked[:10]:
                 _log.error(
                     "%s was erased, and is parked in a read model: its rows stay there until it is retried", stream
                 )
             if head is not None and not report.parked and head.number >= (mark.number if mark else 0):
-                await self._ledger.set_mark(head, (await self._key_store.erasures(None)).mark)
+                await self._note_mark(mark, head, (await self._key_store.erasures(None)).mark)
             return report
+
+    async def _note_mark(self, mark: Mark | None, head: Line, key_mark: int) -> None:
+        settled = tuple(sorted(self._settled))
+        if mark is not None and (mark.number, mark.key_mark, mark.settled) == (head.number, key_mark, settled):
+            return
+        try:
+            await self._ledger.set_mark(head, key_mark, settled)
+        except Unavailable as problem:
+            # It only saves work, and a place that can be read is enough to serve.
+            _log.warning("how far erasures are in force is not noted: %s", problem)
 
     async def _pass(self, after: int, proved: int | None) -> tuple[ReplayReport | None, dict[str, int]]:
         """Looks at the erasures after a line; no report when one up to the line `proved` was not in force."""
@@ -174,10 +206,12 @@ class ErasureReplay:
         report.looked_at += len(page)
         numbers = await each(lambda entry: self._fact(entry.line), page)
         found = {_stream(entry.line): number for entry, number in zip(page, numbers, strict=True) if number}
-        known = await self._protector.ciphers({entry.line.subject for entry in page})
+        # Not by opening keys: one that is damaged, or whose master key is gone, can be destroyed all the same.
+        known = await self._key_store.load({entry.line.subject for entry in page})
+        erased = {subject for subject, keys in known.items() if keys.erased_at is not None}
         if proved is not None:
             old = [entry.line for entry in page if entry.line.number <= proved]
-            lost_key = any(line.subject in known and not isinstance(known[line.subject], Erased) for line in old)
+            lost_key = any(line.subject in known and line.subject not in erased for line in old)
             behind = await self._rows.behind(
                 {_stream(line): found[_stream(line)] for line in old if _stream(line) in found}
             )
@@ -185,17 +219,33 @@ class ErasureReplay:
                 return False
         lost = [entry for entry, number in zip(page, numbers, strict=True) if number is None and entry.line.command]
         held = await self._held({entry.line.stream for entry in lost}) if lost else {}
+        before = {_stream(entry.line) for entry, number in zip(page, numbers, strict=True) if number is None}
+        reached = await self._rows.reached(before) if before else {}
         for entry, number in zip(page, numbers, strict=True):
-            is_erased = isinstance(known.get(entry.line.subject), Erased)
+            is_erased = entry.line.subject in erased
             fact = await self._bring_into_force(entry, number, is_erased, held.get(entry.line.stream, ()), report)
             if fact is not None:
                 facts[_stream(entry.line)] = fact
+            number_reached = reached.get(_stream(entry.line), 0)
+            if number is not None or entry.line.number in self._settled:
+                continue
+            if fact is not None:
+                if number_reached >= fact:  # the build is from after what the journal is from: it would pass it over
+                    self._stale.add(_stream(entry.line))
+            elif entry.line.subject in await self._gone({entry.line.subject}):
+                self._settled.add(entry.line.number)
+                if number_reached:
+                    self._stale.add(_stream(entry.line))
         return True
+
+    async def _gone(self, subjects: Collection[str]) -> set[str]:
+        known = await self._key_store.load(subjects)
+        return {subject for subject, keys in known.items() if keys.erased_at is not None}
 
     async def _lost_facts(self, lines: Sequence[Line], found: Mapping[str, int]) -> bool:
         """Whether the journal holds one of these streams, but not that it was erased."""
         for line in lines:
-            if line.command and line.stream not in found:
+            if line.command and line.stream not in found and line.number not in self._settled:
                 async for _ in self._journal.read(line.stream):
                     return True
         return False
@@ -229,7 +279,7 @@ class ErasureReplay:
         if fact is None and len(report.without_fact) < _NAMED_AT_MOST:
             report.without_fact.append(line.subject)
         if not is_erased:
-            if not isinstance((await self._protector.ciphers([line.subject])).get(line.subject), Erased):
+            if not await self._gone([line.subject]):
                 await self._protector.destroy(line.subject)
             report.keys_destroyed += 1
             self._note(line)

@@ -11,9 +11,10 @@ noeviction`): an evicted key is a limit set back. Imported by the composition ro
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
@@ -29,7 +30,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from kiseki.kernel.errors import DefinitionError
+from kiseki.kernel.errors import DefinitionError, KisekiError
 from kiseki.security.limits.redis_address import RedisAddress
 from kiseki.security.limits.shared_store import SharedTake, SharedWindowsUnavailable
 from kiseki.security.limits.verdict import SLOTS, LimitPolicy
@@ -103,6 +104,18 @@ return {allowed and 1 or 0, used, reset, wait}
 _DIGEST: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
+class _Link:
+    """The client of one address. Once another takes its place, it is closed when the calls under way have ended."""
+
+    __slots__ = ("calls", "client", "retired")
+
+    def __init__(self, address: RedisAddress) -> None:
+        # Any: the library's own commands have no types.
+        self.client: Any = _connect(address)
+        self.calls = 0
+        self.retired = False
+
+
 class RedisWindows:
     """A WindowStore in one Redis server (or what stands for one behind an address: a primary, a proxy).
 
@@ -110,29 +123,44 @@ class RedisWindows:
     """
 
     def __init__(
-        self, address: RedisAddress, *, digest: Callable[[str, str], str], prefix: str = "kiseki:limit:1:"
+        self,
+        address: RedisAddress,
+        *,
+        digest: Callable[[str, str], str],
+        prefix: str = "kiseki:limit:1:",
+        renew: Callable[[], Awaitable[RedisAddress]] | None = None,
     ) -> None:
-        """`digest` hashes a key under a secret that all processes share (the Protector's). Connects when first used;
-        belongs to one event loop. Raises DefinitionError."""
+        """`digest` hashes a key under a secret that all processes share (the Protector's). `renew` gives the address
+        anew when the server refuses the password, which may have been rotated; it may raise KisekiError. Connects when
+        first used; belongs to one event loop. Raises DefinitionError."""
         if not prefix.isascii() or not prefix.isprintable() or len(prefix) > 64:
             raise DefinitionError("the prefix of rate limits in Redis is at most 64 printable ASCII characters")
         self._address = address
         self._digest = digest
         self._prefix = prefix
-        # Any: the library's own commands have no types.
-        self._client: Any = None
+        self._renew = renew
+        self._link: _Link | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def take(self, policy: LimitPolicy, key: str, cost: int) -> SharedTake:
         """As WindowStore."""
         width = -(-policy.window * _MICROSECONDS // SLOTS)
         hashed = self._digest(f"limit/{policy.name}", key)[:_KEY_HEX]
         arguments = (1, f"{self._prefix}{policy.name}:{policy.window}:{hashed}", policy.limit, cost, width, SLOTS)
+        link = self._connected()
         try:
-            answer = await self._run(arguments)
-        except RedisError as problem:
-            raise SharedWindowsUnavailable(_reason(problem)) from problem
-        except OSError as problem:
-            raise SharedWindowsUnavailable(_reason(problem)) from problem
+            answer = await self._run(link, arguments)
+        except (RedisError, OSError) as problem:
+            reason = _reason(problem)
+            renewed = await self._renewed(link) if reason == "denied" else None
+            if renewed is None:
+                raise SharedWindowsUnavailable(reason) from problem
+            # What was denied has not counted.
+            try:
+                answer = await self._run(renewed, arguments)
+            except (RedisError, OSError) as again:
+                raise SharedWindowsUnavailable(_reason(again)) from again
         match answer:
             case [0 | 1 as allowed, int(used), int(reset), int(wait)]:
                 return SharedTake(
@@ -142,18 +170,61 @@ class RedisWindows:
 
     async def close(self) -> None:
         """As WindowStore."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            await link.client.aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)
 
-    async def _run(self, arguments: tuple[int | str, ...]) -> Any:
-        if self._client is None:
-            self._client = _connect(self._address)
+    def use(self, address: RedisAddress) -> None:
+        """From the next call on this one. The same address is no change: its connections stay."""
+        if all(getattr(address, name) == getattr(self._address, name) for name in RedisAddress.__slots__):
+            return
+        self._address = address
+        link, self._link = self._link, None
+        if link is not None:
+            link.retired = True
+            self._let_go(link)
+
+    async def _renewed(self, denied: _Link) -> _Link | None:
+        """Another connection than the one that was denied, when there is another address by now."""
+        if self._renew is None or self._closed:
+            return None
         try:
-            return await self._client.execute_command("EVALSHA", _DIGEST, *arguments)
+            self.use(await self._renew())
+        except KisekiError:
+            return None  # said by whoever read it; what is known stays in use
+        return self._connected() if denied.retired and not self._closed else None
+
+    def _connected(self) -> _Link:
+        if self._closed:
+            raise SharedWindowsUnavailable("closed")
+        if self._link is None:
+            self._link = _Link(self._address)
+        return self._link
+
+    def _let_go(self, link: _Link) -> None:
+        if link.retired and not link.calls:
+            task = asyncio.create_task(link.client.aclose(), name="old connections of rate limits")
+            self._closing.add(task)
+            task.add_done_callback(self._let_gone)
+
+    def _let_gone(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: what was let go of may fail as it likes
+
+    async def _run(self, link: _Link, arguments: tuple[int | str, ...]) -> Any:
+        link.calls += 1
+        try:
+            return await link.client.execute_command("EVALSHA", _DIGEST, *arguments)
         except NoScriptError:
             # The server is new, or was started again. This leaves the script there.
-            return await self._client.execute_command("EVAL", _SCRIPT, *arguments)
+            return await link.client.execute_command("EVAL", _SCRIPT, *arguments)
+        finally:
+            link.calls -= 1
+            self._let_go(link)
 
 
 def _connect(address: RedisAddress) -> Redis:

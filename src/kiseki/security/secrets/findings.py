@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from kiseki.security.secrets.reference import SecretReference, SecretReferenceInvalid
 
-__all__ = ["Finding", "aws_findings", "connection_findings", "master_key_findings", "secret_findings", "vault_findings"]
+__all__ = [
+    "Finding",
+    "aws_findings",
+    "connection_findings",
+    "is_inside",
+    "master_key_findings",
+    "place_findings",
+    "secret_findings",
+    "vault_findings",
+]
 
 _AWS_SCHEMES: Final = frozenset({"dynamodb", "aws-kms", "aws-sm"})
 
@@ -59,6 +70,34 @@ def secret_findings(setting: str, value: str) -> list[Finding]:
             )
         ]
     return _endpoint(reference.endpoint, setting)
+
+
+def is_inside(where: str, directory: Path) -> bool:
+    """Whether a path, or `file:` and a path, leads to a directory or into it, whatever links and `..` say.
+
+    What is another URL does not. What can't be a path does: nobody can say where it leads.
+    """
+    paths = {where, where.removeprefix("file:"), where.removeprefix("file://")}
+    if not where or ("://" in where and len(paths) == 1):
+        return False
+    try:
+        inner = Path(os.path.realpath(directory))
+        return any(Path(os.path.realpath(path)).is_relative_to(inner) for path in paths)
+    except (OSError, ValueError):
+        return True
+
+
+def place_findings(setting: str, value: str, data_dir: Path) -> list[Finding]:
+    """What is unsafe about where a secret of a setting is: a path, or a reference to a file."""
+    if not is_inside(value, data_dir):
+        return []
+    return [
+        Finding(
+            "secret.data_dir",
+            f"{setting} is a file in data_dir, beside what it protects, and in its backups",
+            "put it on another volume, such as /run/secrets",
+        )
+    ]
 
 
 def aws_findings(environ: Mapping[str, str]) -> list[Finding]:

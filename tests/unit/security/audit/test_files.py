@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -147,6 +148,92 @@ async def test_after_a_failed_sync_the_file_is_left_and_nothing_stands_twice(
     ]
     assert [read_line(line, KEYS).number for line in lines] == [1, 2, 3, 4]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+async def test_a_start_that_waits_for_a_full_disk_leaves_no_files(
+    tmp_path: Path, disk: type[FullDisk], syncs: bool
+) -> None:
+    disk.room = 0 if syncs else 1 << 30
+    disk.syncs = syncs
+    before = await write_log(tmp_path, 1, anchored=False)
+    for _ in range(10):
+        writer = new_writer()
+        sink = await FileSink.open(tmp_path / "audit", writer=writer)
+        sink._make_file = disk
+        with pytest.raises(AuditUnavailable):
+            await AuditLog.open(keys=KEYS, writer=writer, sinks=[sink], clock=FakeClock())
+    assert [path.name for path in (tmp_path / "audit").iterdir()] == [f"audit-{before.writer}.jsonl"]
+    after = await write_log(tmp_path, 1, anchored=False)
+    first = (tmp_path / "audit" / f"audit-{after.writer}.jsonl").read_bytes().splitlines()[0]
+    named = read_line(first, KEYS).after
+    assert named is not None
+    assert named.writer == before.writer
+
+
+async def test_a_file_whose_name_cannot_be_made_durable_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = Chain(KEYS.current, new_writer())
+    sink = await FileSink.open(tmp_path, writer=chain.writer)
+
+    def failing(_path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kiseki.security.audit.append_file.sync_directory", failing)
+        for _ in range(5):
+            with pytest.raises(SinkFailed):
+                await sink.write(sealed(1, chain=Chain(KEYS.current, chain.writer)), durable=True)
+            assert list(tmp_path.iterdir()) == []
+    await sink.write(sealed(1, chain=chain), durable=True)
+    await sink.close()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("leave", [AppendFile.close, AppendFile.abandon])
+async def test_only_a_file_in_which_nobody_wrote_is_deleted(
+    tmp_path: Path, leave: Callable[[AppendFile], None]
+) -> None:
+    leave(AppendFile(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
+
+    written = AppendFile(tmp_path / "written")
+    written.append(b"x\n", durable=True)
+    leave(written)
+    assert (tmp_path / "written").read_bytes() == b"x\n"
+
+    cut = AppendFile(tmp_path / "cut")
+    cut.append(b"x\n", durable=True)
+    os.truncate(tmp_path / "cut", 0)
+    leave(cut)
+    assert (tmp_path / "cut").exists()
+
+    added = AppendFile(tmp_path / "added")
+    (tmp_path / "added").write_bytes(b"of somebody else")
+    leave(added)
+    assert (tmp_path / "added").read_bytes() == b"of somebody else"
+
+    replaced = AppendFile(tmp_path / "replaced")
+    (tmp_path / "replaced").unlink()
+    (tmp_path / "replaced").write_bytes(b"")
+    leave(replaced)
+    assert (tmp_path / "replaced").exists()
+
+    removed = AppendFile(tmp_path / "removed")
+    (tmp_path / "removed").unlink()
+    leave(removed)
+
+
+async def test_a_start_looks_past_the_empty_files_of_starts_that_were_killed(tmp_path: Path) -> None:
+    before = await write_log(tmp_path, 1)
+    for _ in range(20):
+        (tmp_path / "audit" / f"audit-{new_writer()}.jsonl").touch()
+    after = await write_log(tmp_path, 1)
+    (line, *_) = (tmp_path / "audit" / f"audit-{after.writer}.jsonl").read_bytes().splitlines()
+    named = read_line(line, KEYS).after
+    assert named is not None
+    assert named.writer == before.writer
 
 
 @pytest.mark.parametrize("how", ["removed", "cut", "added"])

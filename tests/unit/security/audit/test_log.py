@@ -153,6 +153,45 @@ async def test_a_flood_from_everywhere_stays_within_bounds_of_memory_and_lines()
     assert log.statistics().dropped == 0
 
 
+async def test_every_new_actor_is_named_whatever_else_happens() -> None:
+    sink = MemorySink()
+    log = await memory_log(sink, windows=5)
+    for number in range(1_000):
+        log.note(
+            AuditEvent(
+                kind="actor.seen", outcome="done", actor=f"p{number}", issuer="https://issuer.example",
+                subject=f"user{number}", address="192.0.2.1",
+            )
+        )  # fmt: skip
+        log.note(refused(kind="authentication.refused", address=f"10.0.{number >> 8}.{number & 255}"))
+        if number % 100 == 0:
+            await log.flush()
+    log.note(refused(actor="p7", address="192.0.2.7"))
+    await log.close()
+    seen = [record for record in sink.records() if record.kind == "actor.seen"]
+    assert [(record.actor, record.subject, record.count) for record in seen] == [
+        (f"p{number}", f"user{number}", 1) for number in range(1_000)
+    ]
+    (denied,) = (record for record in sink.records() if record.kind == "access.denied")
+    assert (denied.actor, denied.address, denied.count) == ("p7", "192.0.2.7", 1)
+    assert log.statistics().dropped == 0
+
+
+async def test_actors_that_the_queue_has_no_room_for_are_counted() -> None:
+    sink = MemorySink()
+    log = await memory_log(sink, queue=10)
+    sink.gate = asyncio.Event()
+    for number in range(50):
+        log.note(AuditEvent(kind="actor.seen", outcome="done", actor=f"p{number}", subject=f"user{number}"))
+        assert log.statistics().waiting <= 11
+    sink.gate.set()
+    await until(lambda: "audit.overflow" in sink.kinds())
+    overflow = next(record for record in sink.records() if record.kind == "audit.overflow")
+    assert (overflow.count, overflow.detail) == (40, "dropped: actor.seen 40")
+    assert sink.kinds().count("actor.seen") == 10
+    await log.close()
+
+
 async def test_a_full_queue_drops_counts_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     sink = MemorySink()
     log = await memory_log(sink, queue=10, windows=1_000)

@@ -132,16 +132,104 @@ def test_addresses_of_one_network_share_a_window_and_other_codes_do_not() -> Non
     assert windows.add(refused(address="2001:db8::1", code="OTHER"), at=NOW, now=1) is not None
     assert windows.add(refused(actor="a", address="2001:db8::1"), at=NOW, now=1) is not None
     (total,) = windows.ended(at=NOW, now=11)
-    assert (total.count, total.event.address) == (99, None)
+    assert (total.count, total.event.address) == (99, "2001:db8::/64")
+
+
+@pytest.mark.parametrize(
+    ("actor", "addresses", "said"),
+    [
+        (None, ["2001:db8:1:2::1", "2001:db8:1:2::2", "2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
+        (None, ["2001:db8:1:2::1", "2001:db8:1:2::1"], "2001:db8:1:2::1"),
+        (None, ["::ffff:192.0.2.1", "192.0.2.1"], "192.0.2.1"),
+        ("a", ["2001:db8:1:2::1", "2001:db8:1:2::2"], "2001:db8:1:2::/64"),
+        ("a", ["2001:db8:1:2::1", "2001:db8:1:2::2", "2001:db8:1:3::1"], None),
+        ("a", ["2001:db8:1:2::1", "2001:db8:1:2::2", "2001:db8:1:3::1", "2001:db8:1:2::1"], None),
+        ("a", ["2001:db8:1:2::1", "2001:db8:1:2::2", "192.0.2.1"], None),
+        ("a", ["192.0.2.1", "192.0.2.2"], None),
+        ("a", ["192.0.2.1", None], None),
+    ],
+)
+@pytest.mark.parametrize("traces", [False, True])
+def test_a_sum_says_where_all_its_events_came_from(
+    actor: str | None, addresses: list[str | None], said: str | None, traces: bool
+) -> None:
+    windows = Windows(seconds=10, most=100, bound=lambda event: bounded(event, Masker()))
+    for number, address in enumerate([addresses[0], *addresses]):
+        trace = f"{number // 2}" if traces else None
+        windows.add(refused(actor=actor, address=address, trace_id=trace), at=NOW, now=1)
+    (total,) = windows.ended(at=NOW, now=11)
+    assert (total.count, total.event.address) == (len(addresses), said)
+
+
+@pytest.mark.parametrize("kind", ["access.denied", "authentication.refused"])
+def test_many_addresses_take_no_window_from_an_actor_or_another_kind(kind: str) -> None:
+    windows = Windows(seconds=10, most=20, bound=lambda event: event)
+    for number in range(5_000):
+        for code in ("INVALID", "EXPIRED"):
+            windows.add(refused(kind=kind, code=code, address=f"10.0.{number >> 8}.{number & 255}"), at=NOW, now=0)
+    # 20 windows and what did not fit, for each code.
+    assert len(windows) == 22
+    about = {"address": "192.0.2.1"}
+    for event in (
+        refused(actor="mallory", **about),
+        refused(actor="mallory", kind=kind, code="OTHER", **about),
+        refused(kind="limit.hit", **about),
+        refused(kind="request.refused", **about),
+        refused(kind="jwks.failed"),
+    ):
+        entry = windows.add(event, at=NOW, now=1)
+        assert entry is not None
+        assert entry.event == event
+    windows.add(refused(actor="mallory", **about), at=NOW, now=2)
+    sums = [each.event for each in windows.all(at=NOW) if each.event.actor]
+    assert [(event.actor, event.address) for event in sums] == [("mallory", "192.0.2.1")]
+
+
+def test_many_actors_take_no_window_from_addresses_and_what_does_not_fit_is_summed_apart() -> None:
+    windows = Windows(seconds=10, most=20, bound=lambda event: event)
+    for number in range(1_000):
+        windows.add(refused(kind="limit.hit", actor=str(number), address="192.0.2.9"), at=NOW, now=0)
+    for number in range(1_000):
+        windows.add(refused(kind="limit.hit", address=f"10.0.{number >> 8}.{number & 255}"), at=NOW, now=0)
+    totals = list(windows.all(at=NOW))
+    assert [(total.count, total.event.address) for total in totals] == [(980, "192.0.2.9"), (980, None)]
+
+
+def test_a_window_that_ends_gives_its_place_back() -> None:
+    windows = Windows(seconds=10, most=2, bound=lambda event: event)
+    for now in (0, 20, 40):
+        assert len(list(windows.ended(at=NOW, now=now))) == (1 if now else 0)
+        for number in range(40):
+            entry = windows.add(refused(kind=f"kind.{number % 20}", actor=f"{now}-{number}"), at=NOW, now=now)
+            # Sixteen kinds have a bound of their own, the other four share one.
+            assert (entry is not None) == (number < 18 or 20 <= number < 36), number
+        assert len(windows) == 16 * 2 + 2 + 4
+        assert sum(total.count for total in windows.ended(at=NOW, now=now + 10)) == 6
+        assert len(windows) == 0
+        windows.add(refused(actor="a"), at=NOW, now=now + 9)
+        windows.add(refused(actor="a"), at=NOW, now=now + 9)
+
+
+def test_who_a_pseudonym_stands_for_is_never_summed_and_takes_no_window() -> None:
+    windows = Windows(seconds=10, most=2, bound=lambda event: bounded(event, Masker()))
+    for number in range(1_000):
+        event = refused(kind="actor.seen", actor=f"{number}", issuer="https://issuer.example", subject=f"user{number}")
+        for _ in range(2):
+            entry = windows.add(event, at=NOW, now=0)
+            assert entry is not None
+            assert (entry.count, entry.event) == (1, event)
+    assert (len(windows), windows.coalesced) == (0, 0)
+    assert windows.add(refused(actor="mallory"), at=NOW, now=0) is not None
 
 
 def test_beyond_the_bound_events_share_windows_by_kind_and_then_one_for_all() -> None:
     windows = Windows(seconds=10, most=2, bound=lambda event: event)
     written = [windows.add(refused(kind=f"kind.{number}", actor=str(number)), at=NOW, now=0) for number in range(500)]
-    assert sum(entry is not None for entry in written) == 2
-    assert len(windows) == 2 + 64 + 1
+    # Sixteen kinds have a bound of their own, of which each takes one; the others share one of two.
+    assert sum(entry is not None for entry in written) == 16 + 2
+    assert len(windows) == 16 + 2 + 64 + 1
     totals = list(windows.all(at=NOW))
-    assert sum(total.count for total in totals) == 498
+    assert sum(total.count for total in totals) == 500 - 18
     assert totals[-1].event.kind == "audit.others"
     assert len(windows) == 0
     assert windows.next_end() is None

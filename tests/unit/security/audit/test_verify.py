@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
@@ -19,12 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiseki.cli import audit as cli
 from kiseki.kernel.errors import KisekiError
 from kiseki.security.audit.anchor import FileAnchors, read_anchor
 from kiseki.security.audit.export import export_log
 from kiseki.security.audit.key import AuditKey, AuditKeys
 from kiseki.security.audit.line_files import LineFiles
 from kiseki.security.audit.log import new_writer
+from kiseki.security.audit.places import AuditPlaces, open_places
 from kiseki.security.audit.record import Chain, Entry, read_line, split_line
 from kiseki.security.audit.verify import verify_log
 from tests.unit.security.audit.parts import KEYS, NOW, file_log, refused, verified, write_log
@@ -250,8 +253,63 @@ async def test_a_copy_beside_the_original_is_found(root: Path) -> None:
 
 async def test_the_wrong_key_is_said(root: Path) -> None:
     report = await verified(root, keys=AuditKeys(OTHER))
-    assert not report.sound
-    assert "written with a key that is not here" in report.problems[0]
+    assert (report.sound, report.key_is_wrong, report.records, report.anchors) == (False, True, 0, 0)
+    assert report.problems_found == 1
+    (problem,) = report.problems
+    assert problem.startswith(f"the key is not that of this log: {LINES + 2} records and anchors name another")
+    assert not any("it has no record" in note for note in report.notes)
+
+
+async def test_a_wrong_key_hides_nothing_else(tmp_path: Path) -> None:
+    first = await write_log(tmp_path, 200)
+    await write_log(tmp_path, 2)
+    next((tmp_path / "audit").glob(f"*{first.writer}*")).unlink()
+    (other,) = (tmp_path / "audit").iterdir()
+    other.write_bytes(other.read_bytes() + b"garbage\n")
+    report = await verified(tmp_path, keys=AuditKeys(OTHER))
+    assert report.problems_found == len(report.problems) == 3
+    assert report.problems[0].startswith("the key is not that of this log")
+    assert report.problems[1] == f"{other.name} line 5: it is not a record"
+    assert report.problems[2].startswith(f"writer {first.writer}: all its records are missing")
+
+
+@pytest.mark.parametrize("good", ["record", "anchor"])
+async def test_lines_of_another_key_are_told_of_each_when_anything_verifies(root: Path, good: str) -> None:
+    forged = Chain(OTHER, only_file(root).name[6:32])
+    lines = [forged.seal(Entry(event=refused(), at=NOW)).line for _ in range(300)]
+    file = only_file(root)
+    mine = file.read_bytes().splitlines()
+    if good == "record":
+        shutil.rmtree(root / "anchors")
+    file.write_bytes(b"".join(line + b"\n" for line in [*lines, *(mine if good == "record" else [])]))
+    report = await verified(root, anchored=good == "anchor")
+    assert not report.key_is_wrong
+    assert report.problems_found == (300 if good == "record" else 301)
+    assert len(report.problems) == 100
+    assert report.problems[0] == f"{file.name} line 1: it was written with a key that is not here, or altered"
+    assert not any("the key is not that" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("json", [True, False])
+def test_the_command_line_says_once_that_the_key_is_wrong(
+    root: Path, capsys: pytest.CaptureFixture[str], json: bool
+) -> None:
+    def opened() -> AbstractAsyncContextManager[AuditPlaces]:
+        return open_places(keys=AuditKeys(OTHER), directory=root / "audit", anchor_directory=root / "anchors")
+
+    assert cli.verify(opened=opened, since=None, json=json) == 1
+    shown = capsys.readouterr()
+    if json:
+        told = msgspec.json.decode(shown.out)
+        assert (told["sound"], told["key_is_wrong"], told["problems_found"]) == (False, True, 1)
+    else:
+        (line,) = shown.err.splitlines()
+        assert line.startswith("problem: the key is not that of this log")
+        assert "can't be verified: 0 records" in shown.out
+    assert OTHER.id not in shown.out + shown.err
+    options = {"since": None, "until": None, "kept_since": None, "force": False}
+    assert cli.export(root / "copy", opened=opened, **options) == 1  # type: ignore[arg-type]
+    assert "is not verified; nothing was copied" in capsys.readouterr().out
 
 
 async def test_records_of_before_a_rotation_of_the_key_are_read(tmp_path: Path) -> None:

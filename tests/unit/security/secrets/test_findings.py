@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kiseki.security.secrets.findings import (
     Finding,
     aws_findings,
     connection_findings,
+    is_inside,
     master_key_findings,
+    place_findings,
     secret_findings,
     vault_findings,
 )
@@ -104,3 +108,34 @@ def test_vault_and_master_keys() -> None:
     for fine in ("/keys/master.key", "aws-kms://alias/x?region=eu-west-1", "vault-transit://transit/x"):
         assert names(master_key_findings(fine)) == []
     assert names(master_key_findings("aws-kms://x?region=eu-west-1&endpoint=http://kms")) == ["aws.endpoint"]
+
+
+@pytest.mark.parametrize(
+    ("where", "inside"),
+    [
+        ("", False),
+        ("/srv/data", True),
+        ("/srv/data/x", True),
+        ("/srv/data/../x", False),
+        ("/srv/x/../data/x", True),
+        ("/srv/data-two", False),
+        ("file:/srv/data/x", True),
+        ("file:///srv/data/x", True),
+        ("file:/srv/x", False),
+        ("postgresql://srv/data", False),
+        ("aws-kms://alias/x", False),
+        ("/srv/x\0/srv/data", True),
+    ],
+)
+def test_what_is_inside_of_a_directory(where: str, inside: bool) -> None:
+    assert is_inside(where, Path("/srv/data")) is inside
+    assert names(place_findings("audit_key", where, Path("/srv/data"))) == ["secret.data_dir"] * inside
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert is_inside(str(tmp_path / "link" / "new" / "x"), tmp_path / "data")
+    assert is_inside(str(tmp_path / "data" / "x"), tmp_path / "link")
+    assert not is_inside(str(tmp_path / "loop"), tmp_path / "data")
