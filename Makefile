@@ -36,6 +36,7 @@ scan: $(SCANNERS)/.ready
 
 bench: $(DEV_VENV)/.ready
 	$(BIN)/python -m benchmarks whole-path $(ARGS)
+	$(BIN)/python -m benchmarks security $(SECURITY_ARGS)
 
 bench-journals: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m benchmarks journals $(ARGS)

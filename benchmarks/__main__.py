@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `python -m benchmarks whole-path`, and `journals`."""
+"""The command line of the benchmarks: `python -m benchmarks whole-path`, `security`, and `journals`."""
 
 import argparse
 import signal
@@ -17,6 +17,9 @@ from benchmarks.report import print_table, write_json
 from benchmarks.whole_path import REFERENCES, TARGETS, Effort, measure
 
 WARM_UP_SECONDS = 1.0
+SLICE_WARM_UP_SECONDS = 0.2
+SLICE_TURNS = 2
+MOST_TIMES = 4
 TABLE_WIDTH = 120
 SMOKE = Effort(rounds=1, warm_up_seconds=0.2, seconds=1.0, connections=8)
 
@@ -26,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.benchmark == "journals":
         return _journals(options)
+    if options.benchmark == "security":
+        return _security(options)
     effort = SMOKE
     if not options.smoke:
         effort = Effort(
@@ -72,12 +77,44 @@ def _journals(options: argparse.Namespace) -> int:
     return 0
 
 
+def _security(options: argparse.Namespace) -> int:
+    # Here: it imports the product, which the whole path only starts.
+    from benchmarks.security import SecurityEffort, measure_security, print_security, too_slow
+
+    effort = SecurityEffort(
+        rounds=options.rounds,
+        most_rounds=MOST_TIMES * options.rounds,
+        turns=SLICE_TURNS,
+        warm_up_seconds=SLICE_WARM_UP_SECONDS,
+        seconds=options.seconds,
+    )
+    if options.smoke:
+        effort = SecurityEffort(rounds=1, most_rounds=1, turns=1, warm_up_seconds=0.1, seconds=0.3, callers=(8,))
+    try:
+        figures = measure_security(effort, Cores.choose(), more=not options.only_on)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_security(figures, effort, Console(width=TABLE_WIDTH))
+    problems = [] if options.smoke else too_slow(figures)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
     journals = benchmarks.add_parser("journals", help="durable appends of every store, next to its raw driver")
     journals.add_argument("--rounds", type=_positive_int, default=3, help="of every store, in turn (%(default)s)")
     journals.add_argument("--seconds", type=_positive, default=2.0, help="measured in a round (%(default)s)")
+    security = benchmarks.add_parser("security", help="the whole path with security on, next to off; fails below 0.75")
+    security.add_argument(
+        "--rounds", type=_positive_int, default=4, help="four slices of every case each (%(default)s)"
+    )
+    security.add_argument("--seconds", type=_positive, default=0.5, help="measured in a slice (%(default)s)")
+    security.add_argument("--only-on", action="store_true", help="without the lines for TLS and Redis")
+    security.add_argument("--smoke", action="store_true", help="one short slice of each: does everything work?")
     whole_path = benchmarks.add_parser("whole-path", help="commands from HTTP to durable commit to read model")
     whole_path.add_argument("--rounds", type=_positive_int, default=5, help="of every server, in turn (%(default)s)")
     whole_path.add_argument("--seconds", type=_positive, default=5.0, help="measured in a round (%(default)s)")

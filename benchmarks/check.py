@@ -2,6 +2,7 @@
 
 import json
 import random
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -71,12 +72,13 @@ def _query(endpoint: Endpoint, document: str, variables: Mapping[str, object]) -
     if endpoint.token is not None:
         headers["Authorization"] = f"Bearer {endpoint.token}"
     request = urllib.request.Request(
-        f"http://{endpoint.host}:{endpoint.port}{endpoint.path}",
+        f"{'http' if endpoint.authority is None else 'https'}://{endpoint.host}:{endpoint.port}{endpoint.path}",
         data=json.dumps({"query": document, "variables": variables}).encode(),
         headers=headers,
     )
+    tls = None if endpoint.authority is None else ssl.create_default_context(cafile=endpoint.authority)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=30, context=tls) as response:
             reply: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
         raise BenchmarkError(f"a query was answered with {error.code}: {error.read(300)!r}") from error

@@ -27,6 +27,16 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """What one server did in one slice of a run; latencies in milliseconds."""
+
+    operations_per_second: float
+    p50_ms: float
+    p99_ms: float
+    operations_per_cpu_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Medians over the rounds of one server, and its speed relative to others."""
 
@@ -54,6 +64,25 @@ def ratio(rounds: Sequence[Round], others: Sequence[Round]) -> float:
     return median(
         one.operations_per_second / other.operations_per_second for one, other in zip(rounds, others, strict=True)
     )
+
+
+def ratios(figures: Sequence[Figure], others: Sequence[Figure]) -> list[float]:
+    """The speed ratios of slices that ran next to each other."""
+    return [one.operations_per_second / other.operations_per_second for one, other in zip(figures, others, strict=True)]
+
+
+def figure_ratio(figures: Sequence[Figure], others: Sequence[Figure]) -> float:
+    """Their median."""
+    return median(ratios(figures, others))
+
+
+def median_between(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of all such values lies with 95 % confidence, by order statistics (normal approximation)."""
+    ordered = sorted(values)
+    half = 0.98 * math.sqrt(len(ordered))
+    low = max(0, math.floor(len(ordered) / 2 - half))
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + half) - 1)
+    return ordered[low], ordered[max(low, high)]
 
 
 def summarise(measured: Mapping[str, Sequence[Round]], references: Sequence[str]) -> dict[str, Summary]:

@@ -30,11 +30,11 @@ def kiseki(folder: Path) -> Target:
         ready_url=f"{management}/ready",
         command=Endpoint(command_port),
         query=Endpoint(query_port),
-        lag=lambda: _lag(f"{management}/metrics"),
+        lag=lambda: lag_at(f"{management}/metrics"),
     )
 
 
-def _lag(url: str) -> float:
+def lag_at(url: str) -> float:
     with urllib.request.urlopen(url, timeout=10) as response:
         return lag_in(response.read().decode())
 

@@ -8,9 +8,11 @@ import gc
 import json
 import math
 import random
+import ssl
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import uvloop
@@ -20,11 +22,13 @@ from benchmarks.http_response import Response, ResponseError, parse_response
 from benchmarks.processes import cpu_seconds
 from benchmarks.workload import (
     CREATE_FIELD,
+    QUERY_FIELD,
     RENAME_FIELD,
     Endpoint,
     Name,
     Requests,
     acknowledged_id,
+    names,
 )
 
 ANSWER_TIMEOUT_SECONDS = 30.0
@@ -33,13 +37,20 @@ MESSAGES_KEPT = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """How much load; operations count when they are answered within the measured seconds."""
+    """How much load; operations count when they are answered within the measured seconds.
+
+    `tokens` go round among the connections, in place of the endpoint's own. With `accounts` these are asked for, else
+    there are commands. `first_name` is the number of the first name that is given.
+    """
 
     endpoint: Endpoint
     server_pid: int
     connections: int
     warm_up_seconds: float
     seconds: float
+    tokens: Sequence[str] = ()
+    accounts: Sequence[str] = ()
+    first_name: int = 0
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -78,6 +89,7 @@ class Tally:
     measure_until: float = math.inf
     create_latencies: list[float] = field(default_factory=list)
     rename_latencies: list[float] = field(default_factory=list)
+    query_latencies: list[float] = field(default_factory=list)
     acknowledged_creates: int = 0
     accounts: dict[str, Name] = field(default_factory=dict)
     failures: int = 0
@@ -161,7 +173,7 @@ class Connection(asyncio.Protocol):
                 raise ValueError(f"status {response.status}")
             account_id = acknowledged_id(response.body, field_name)
         except ValueError as error:
-            tally.failed(f"{field_name}: {error}: {response.body[:300]!r}")
+            self._failed(field_name, error, response)
             return
         if self._creating:
             tally.acknowledged_creates += 1
@@ -174,6 +186,9 @@ class Connection(asyncio.Protocol):
         if tally.measured(answered_at):
             latencies.append(answered_at - self._sent_at)
 
+    def _failed(self, what: str, error: ValueError, response: Response) -> None:
+        self._tally.failed(f"{what}: {error}: {response.body[:300]!r}")
+
     def _give_up(self, message: str) -> None:
         self._tally.failed(message)
         self._finish()
@@ -184,14 +199,51 @@ class Connection(asyncio.Protocol):
         self.stop()
 
 
+class QueryConnection(Connection):
+    """One connection with one request in flight: asks for one account after the other, at random."""
+
+    def __init__(self, requests: Requests, tally: Tally, seed: int, accounts: Sequence[str]) -> None:
+        super().__init__(requests, tally, seed)
+        self._accounts = accounts
+        self._asked = ""
+
+    def _send(self) -> None:
+        assert self._transport is not None
+        self._asked = self._random.choice(self._accounts)
+        request = self._requests.query(self._asked)
+        self._sent_at = time.perf_counter()
+        self._transport.write(request)
+
+    def _record(self, response: Response, answered_at: float) -> None:
+        try:
+            if response.status != 200:
+                raise ValueError(f"status {response.status}")
+            if acknowledged_id(response.body, QUERY_FIELD) != self._asked:
+                raise ValueError("another account than the one that was asked for")
+        except ValueError as error:
+            self._failed(QUERY_FIELD, error, response)
+            return
+        if self._tally.measured(answered_at):
+            self._tally.query_latencies.append(answered_at - self._sent_at)
+
+
 async def run(plan: Plan) -> LoadResult:
     """Connects, loads the server for the planned time and waits for every answer."""
     loop = asyncio.get_running_loop()
-    requests, tally = Requests(plan.endpoint), Tally()
+    tally, given = Tally(), names(plan.first_name)
+    endpoints = [replace(plan.endpoint, token=token) for token in plan.tokens] or [plan.endpoint]
+    encoders = [Requests(endpoint, given) for endpoint in endpoints]
+    tls = None if plan.endpoint.authority is None else ssl.create_default_context(cafile=plan.endpoint.authority)
+
+    def make(seed: int) -> Connection:
+        requests = encoders[seed % len(encoders)]
+        if plan.accounts:
+            return QueryConnection(requests, tally, seed, plan.accounts)
+        return Connection(requests, tally, seed)
 
     async def connect(seed: int) -> Connection:
         _, connection = await loop.create_connection(
-            lambda: Connection(requests, tally, seed), plan.endpoint.host, plan.endpoint.port
+            lambda: make(seed), plan.endpoint.host, plan.endpoint.port, ssl=tls
         )
         return connection
 
@@ -217,7 +269,7 @@ async def run(plan: Plan) -> LoadResult:
 
 
 def _result(tally: Tally, *, load_cpu: float, server_cpu: float | None) -> LoadResult:
-    latencies = sorted(tally.create_latencies + tally.rename_latencies)
+    latencies = sorted(tally.create_latencies + tally.rename_latencies + tally.query_latencies)
     if not latencies:
         tally.failed("nothing was answered within the measured time")
     return LoadResult(

@@ -66,7 +66,7 @@ def _round(name: str, effort: Effort, cores: Cores) -> Round:
             core=cores.server,
         ) as server_pid:
             result = _load(target, server_pid, effort, cores.load)
-            catch_up_seconds = None if target.lag is None else _catch_up(target.lag)
+            catch_up_seconds = None if target.lag is None else catch_up(target.lag)
             if target.query is not None:
                 check(target.query, creates=result.acknowledged_creates, acknowledged=result.accounts)
     return Round(
@@ -90,7 +90,12 @@ def _load(target: Target, server_pid: int, effort: Effort, core: int | None) -> 
         warm_up_seconds=effort.warm_up_seconds,
         seconds=effort.seconds,
     )
-    limit = effort.warm_up_seconds + effort.seconds + 2 * ANSWER_TIMEOUT_SECONDS
+    return run_load(plan, core)
+
+
+def run_load(plan: Plan, core: int | None) -> LoadResult:
+    """Runs the load generator on a core; raises BenchmarkError unless every operation has succeeded."""
+    limit = plan.warm_up_seconds + plan.seconds + 2 * ANSWER_TIMEOUT_SECONDS
     try:
         with pinned(core):
             done = subprocess.run(
@@ -112,7 +117,7 @@ def _load(target: Target, server_pid: int, effort: Effort, core: int | None) -> 
     return result
 
 
-def _catch_up(lag: Callable[[], float]) -> float:
+def catch_up(lag: Callable[[], float]) -> float:
     """Seconds until the read model has applied everything."""
     start = time.monotonic()
     while (behind := lag()) > 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from kiseki.kernel.errors import KisekiError
@@ -23,6 +24,7 @@ _HOST: Final = re.compile(
 _LONGEST_NAME: Final = 253
 _LONGEST_LABEL: Final = 63
 _LONGEST: Final = 262
+_CACHED: Final = 1_024
 _NUMERIC: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -69,6 +71,8 @@ class Hosts:
     def __init__(self, names: Iterable[str] | None) -> None:
         """`names` as in the setting; None answers for every name. Raises InvalidHostName."""
         self._any = names is None
+        # The same few come again and again; what others make up is bounded, and costs what reading it costs.
+        self._read = lru_cache(maxsize=_CACHED)(read_host)
         self._names: set[str] = set()
         self._with_port: set[HostName] = set()
         for name in names or ():
@@ -87,6 +91,10 @@ class Hosts:
     def listed(self) -> bool:
         """Whether there is a list at all."""
         return not self._any
+
+    def read(self, value: bytes) -> HostName | None:
+        """As `read_host`, from memory where it was read before."""
+        return self._read(value)
 
     def allow(self, host: HostName) -> bool:
         """Whether requests for this host are answered."""

@@ -161,6 +161,7 @@ async def a_shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path:
         journal=f"dynamodb://{name}?region={REGION}&endpoint={aws_endpoint}",
         read_model=postgres_url,
         master_key=str(tmp_path / "master.key"),
+        erasure_ledger=f"dynamodb://{name}?region={REGION}&endpoint={aws_endpoint}",
     )
     async with AsyncExitStack() as opened:
         await migrate(settings)
@@ -199,6 +200,7 @@ async def a_shop(aws_endpoint: str, postgres_url: str, package: bytes, tmp_path:
                     "KISEKI_JOURNAL": settings.journal,
                     "KISEKI_READ_MODEL": settings.read_model,
                     "KISEKI_MASTER_KEY": settings.master_key,
+                    "KISEKI_ERASURE_LEDGER": settings.erasure_ledger,
                 }
             },
         )

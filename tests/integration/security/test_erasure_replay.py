@@ -177,6 +177,12 @@ class Rows:
     async def behind(self, facts: Mapping[str, int]) -> Collection[str]:
         return self.lagging & set(facts)
 
+    async def reached(self, streams: Collection[str]) -> Mapping[str, int]:
+        return {}
+
+    async def build_anew(self, streams: Collection[str]) -> None:
+        raise AssertionError
+
     async def until_applied(self, facts: Mapping[str, int]) -> Collection[str]:
         self.waited.append(dict(facts))
         self.lagging -= set(facts)

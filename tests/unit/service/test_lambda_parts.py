@@ -16,12 +16,19 @@ SHOP = {
     "KISEKI_MASTER_KEY": MASTER_KEY,
     "KISEKI_JOURNAL": "dynamodb://shop?region=eu-west-1",
     "KISEKI_READ_MODEL": "postgresql://app@db/shop",
+    "KISEKI_ERASURE_LEDGER": "dynamodb://ledger?region=eu-west-1",
 }
 
 
 def test_the_table_comes_from_the_journal_and_the_application_from_its_variable(tmp_path: Path) -> None:
     parts = prepare({**SHOP, "KISEKI_APP": "kiseki.users:app", "PATH": "/bin", "AWS_REGION": "eu-west-1"}, tmp_path)
     assert (parts.source.table, parts.source.region) == ("shop-journal", "eu-west-1")
+
+
+@pytest.mark.parametrize("where", ["", "/mnt/ledger", "file:/mnt/ledger"])
+def test_a_ledger_that_ends_with_the_function_is_refused(where: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="KISEKI_ERASURE_LEDGER has to name a database"):
+        prepare({**SHOP, "KISEKI_ERASURE_LEDGER": where}, tmp_path)
 
 
 def test_without_an_application_it_is_the_shipped_one(tmp_path: Path) -> None:
