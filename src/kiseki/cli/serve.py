@@ -25,9 +25,9 @@ from kiseki.service.process import run_process
 from kiseki.service.settings_sources import load_settings
 from kiseki.service.supervisor import supervise
 
-__all__ = ["serve", "work"]
+__all__ = ["PARTS", "serve", "work"]
 
-_PARTS: Final[Mapping[str, Parts]] = {
+PARTS: Final[Mapping[str, Parts]] = {
     "serve": Parts(command=True, query=True, updater=True),
     "command-api": Parts(command=True),
     "query-api": Parts(query=True),
@@ -38,12 +38,12 @@ _PARTS: Final[Mapping[str, Parts]] = {
 def serve(kind: str, *, application: str | None, config: Path | None, options: Mapping[str, Any]) -> None:
     """Runs a kind of process until it is told to end. Raises KisekiError, one clear line, when it can't."""
     settings = load_settings(options=options, environ=os.environ, directory=Path.cwd(), config=config)
-    refuse_unsafe(settings, os.environ)
+    refuse_unsafe(settings, os.environ, PARTS[kind])
     settings = with_development_key(settings)
     masker = masking_of(settings)
     configure_logging(level=settings.log_level, log_format=settings.log_format, role=kind, masker=masker)
     loaded = load_application(application)
-    parts = _PARTS[kind]
+    parts = PARTS[kind]
     if kind == "serve" and not loaded.queries:
         parts = Parts(command=True, updater=True)
     welcome = partial(announce, settings, shipped=application is None)

@@ -122,7 +122,7 @@ def audit_places(
     if _is_database(settings.audit_anchors):
         places["anchor_database"] = _anchor_database(settings, secrets)
     elif settings.audit_anchors:
-        places["anchor_directory"] = Path(settings.audit_anchors)
+        places["anchor_directory"] = Path(settings.audit_anchors.removeprefix("file:"))
     return open_places(keys=keys, **places)
 
 
@@ -163,7 +163,7 @@ def _anchors(settings: Settings, secrets: SecretSource) -> AnchorStore | None:
         from kiseki.security.audit.postgres_lines import PostgresAnchors
 
         return PostgresAnchors.open(_anchor_database(settings, secrets))
-    return FileAnchors(Path(settings.audit_anchors))
+    return FileAnchors(Path(settings.audit_anchors.removeprefix("file:")))
 
 
 def _is_database(where: str) -> bool:

@@ -6,9 +6,8 @@ A finding says what is wrong, and what to do about it, without starting anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 from kiseki.kernel.errors import DefinitionError, KisekiError
 from kiseki.security.addresses import parse_networks, wide_networks
@@ -16,16 +15,29 @@ from kiseki.security.identity.keys import KeyRefused, secret_key
 from kiseki.security.secrets.findings import (
     aws_findings,
     connection_findings,
+    is_inside,
     master_key_findings,
+    place_findings,
     secret_findings,
     vault_findings,
 )
-from kiseki.security.secrets.reference import SecretReference
+from kiseki.security.secrets.reference import SecretReference, SecretReferenceInvalid
+from kiseki.service.audit import audit_directory
+from kiseki.service.cors import Cors, InvalidOrigin
+from kiseki.service.hosts import Hosts, InvalidHostName
 from kiseki.service.identity import has_keys
+from kiseki.service.kinds import Parts
+from kiseki.service.limits import IN_MEMORY
 from kiseki.service.settings import Settings
 from kiseki.service.store_urls import store_urls
+from kiseki.service.transport import is_loopback
 
-__all__ = ["Finding", "UnsafeSettings", "findings", "refuse_unsafe"]
+__all__ = ["SECRETS", "Finding", "UnsafeSettings", "findings", "refuse_unsafe"]
+
+SECRETS: Final = ("token_secret", "tls_key_password", "audit_key", "audit_keys_previous", "vault_secret_id")
+"""The settings that are secrets or refer to them; others may hold one inside a URL."""
+_OF_APIS: Final = frozenset({"token_secret", "tls_key_password"})
+_EVERYTHING: Final = Parts(command=True, query=True, updater=True)
 
 
 class Finding(NamedTuple):
@@ -48,21 +60,26 @@ class UnsafeSettings(KisekiError):
         self.findings = tuple(found)
 
 
-def findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
-    """Everything that is unsafe about these settings, for the profile they name, and about the environment."""
+def findings(settings: Settings, environ: Mapping[str, str], parts: Parts = _EVERYTHING) -> list[Finding]:
+    """Everything that is unsafe about these settings, for the profile they name, and about the environment.
+
+    `parts` is what the process runs: what concerns none of them is no finding. Reads no files.
+    """
     found: list[Finding] = []
     if not settings.development:
-        for part in (_identity, _transport, _stores, _personal_data, _audit):
+        if parts.apis:
+            found += [*_identity(settings), *_transport(settings), *_limits(settings, parts)]
+        found += _secrets(settings, parts)
+        for part in (_management, _stores, _personal_data, _audit):
             found += part(settings)
         found += [Finding(*one) for one in (*aws_findings(environ), *vault_findings(settings.vault_address))]
-    found += _limits(settings)
     found += _timing(settings)
     return found
 
 
-def refuse_unsafe(settings: Settings, environ: Mapping[str, str]) -> None:
+def refuse_unsafe(settings: Settings, environ: Mapping[str, str], parts: Parts = _EVERYTHING) -> None:
     """Raises UnsafeSettings when there is a finding."""
-    found = findings(settings, environ)
+    found = findings(settings, environ, parts)
     if found:
         raise UnsafeSettings(settings.profile, found)
 
@@ -92,9 +109,41 @@ def _identity(settings: Settings) -> list[Finding]:
         found.append(
             Finding("authentication", "jwks_url is not https: anybody in between could give keys", "use https")
         )
-    for name in ("token_secret", "tls_key_password", "audit_key", "vault_secret_id"):
-        found += [Finding(*one) for one in secret_findings(name, getattr(settings, name))]
     return found
+
+
+def _secrets(settings: Settings, parts: Parts) -> list[Finding]:
+    found = []
+    for name in SECRETS:
+        if parts.apis or name not in _OF_APIS:
+            for value in _values(settings, name):
+                found += [*secret_findings(name, value), *_places(name, value, settings)]
+    if parts.apis:
+        found += _places("rate_store", settings.rate_store, settings)
+    for name in ("master_key", "master_keys_previous"):
+        for value in _values(settings, name):
+            found += place_findings(name, value, settings.data_dir)
+    return [Finding(*one) for one in found]
+
+
+def _values(settings: Settings, name: str) -> Iterable[str]:
+    value: str | tuple[str, ...] = getattr(settings, name)
+    return (value,) if isinstance(value, str) else value
+
+
+def _places(name: str, value: str, settings: Settings) -> Iterable[NamedTuple]:
+    reference = _reference(value)
+    if reference is None or reference.kind != "file":
+        return ()
+    return place_findings(name, reference.name, settings.data_dir)
+
+
+def _reference(value: str) -> SecretReference | None:
+    """None when it is said elsewhere what is wrong with it."""
+    try:
+        return SecretReference.parse(value) if value else None
+    except SecretReferenceInvalid:
+        return None
 
 
 def _transport(settings: Settings) -> list[Finding]:
@@ -122,6 +171,11 @@ def _transport(settings: Settings) -> list[Finding]:
             Finding("hosts", "hosts is empty: requests for any name are answered", "list the names of the service")
         )
     try:
+        Hosts(settings.hosts)
+    except InvalidHostName as problem:
+        found.append(Finding("hosts", str(problem), "no request could be for such a name"))
+    found += _origins(settings)
+    try:
         wide = wide_networks(parse_networks(settings.trusted_proxies))
     except DefinitionError as problem:
         found.append(Finding("trusted_proxies", str(problem), "name networks such as 10.0.0.0/8"))
@@ -135,6 +189,36 @@ def _transport(settings: Settings) -> list[Finding]:
             for network in wide
         ]
     return found
+
+
+def _origins(settings: Settings) -> list[Finding]:
+    found = [
+        Finding(
+            "cors_origins",
+            f"{origin[:80]!r} is not https: anybody in between could change its pages, which may call the APIs",
+            "list origins with https alone",
+        )
+        for origin in settings.cors_origins
+        if origin.lower().startswith("http:")
+    ]
+    try:
+        Cors(settings.cors_origins)
+    except InvalidOrigin as problem:
+        found.append(Finding("cors_origins", str(problem), "no page could be of such an origin"))
+    return found
+
+
+def _management(settings: Settings) -> list[Finding]:
+    """A management port that listens to others is meant to, or it is a leak."""
+    if settings.management_host or is_loopback(settings.host):
+        return []
+    return [
+        Finding(
+            "management_host",
+            f"the management port would listen on {settings.host}, as the APIs do: health and metrics are not for all",
+            "set management_host to 127.0.0.1, or to the address on which the platform asks for health",
+        )
+    ]
 
 
 def _stores(settings: Settings) -> list[Finding]:
@@ -153,7 +237,7 @@ def _stores(settings: Settings) -> list[Finding]:
 
 def _personal_data(settings: Settings) -> list[Finding]:
     found = [Finding(*one) for one in master_key_findings(settings.master_key)]
-    if not settings.erasure_ledger or _is_inside(settings.erasure_ledger, settings.data_dir):
+    if not settings.erasure_ledger or is_inside(settings.erasure_ledger, settings.data_dir):
         found.append(
             Finding(
                 "erasure_ledger",
@@ -190,7 +274,16 @@ def _audit(settings: Settings) -> list[Finding]:
                 "add file or database",
             )
         )
-    if not settings.audit_anchors or _is_inside(settings.audit_anchors, settings.data_dir):
+    key = _reference(settings.audit_key)
+    if key is not None and key == _reference(settings.token_secret):
+        found.append(
+            Finding(
+                "audit_key",
+                "audit_key and token_secret are the same secret: whoever issues tokens could forge the audit log",
+                "give each a secret of its own",
+            )
+        )
+    if not settings.audit_anchors or is_inside(settings.audit_anchors, settings.data_dir):
         found.append(
             Finding(
                 "audit_anchors",
@@ -198,25 +291,37 @@ def _audit(settings: Settings) -> list[Finding]:
                 "set audit_anchors to a folder of another volume, or to a database of another account",
             )
         )
+    elif is_inside(settings.audit_anchors, audit_directory(settings)):
+        found.append(
+            Finding(
+                "audit_anchors",
+                "the heads of the audit log are kept in audit_dir: whoever deletes the log's end deletes them too",
+                "set audit_anchors to a folder of another volume, or to a database of another account",
+            )
+        )
     return found
 
 
-def _limits(settings: Settings) -> list[Finding]:
-    if settings.development or settings.workers == 1 or settings.rate_store:
+def _limits(settings: Settings, parts: Parts) -> list[Finding]:
+    """APIs that run apart are several processes, and mostly several of each."""
+    if settings.workers > 1 and settings.rate_store in ("", IN_MEMORY):
+        return [
+            Finding(
+                "rate_store",
+                f"each of {settings.workers} workers counts by itself, so the rate limits are as many times as high",
+                "set rate_store to rediss://…, or workers to 1",
+            )
+        ]
+    if parts.updater or settings.rate_store:
         return []
     return [
         Finding(
             "rate_store",
-            f"each of {settings.workers} workers counts by itself, so the rate limits are as many times as high",
-            "set rate_store to rediss://…, or workers to 1",
+            "an API that runs apart counts by itself, as does each further process of it, so the rate limits are as "
+            "many times as high",
+            f"set rate_store to rediss://…, or to {IN_MEMORY} if it is one process that may count alone",
         )
     ]
-
-
-def _is_inside(where: str, directory: Path) -> bool:
-    if "://" in where:
-        return False
-    return Path(where).absolute().is_relative_to(directory.absolute())
 
 
 def _timing(settings: Settings) -> list[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable, ItemsView, Mapping
+from collections.abc import Awaitable, Callable, ItemsView, Mapping, Sequence
 
 from kiseki.graphql.answers import Answer
 from kiseki.kernel.ports import Auditor, IdSource
@@ -46,6 +46,8 @@ class Door:
         hsts: bool = False,
         admission: Admission | None = None,
         auditor: Auditor | None = None,
+        peers: Callable[[str | None], bool] | None = None,
+        client: Callable[[str | None, Sequence[bytes]], str] | None = None,
     ) -> None:
         self.name = name
         self.serving = Serving(time.monotonic)
@@ -63,6 +65,8 @@ class Door:
             cors=cors,
             hsts=hsts,
             auditor=auditor,
+            peers=peers,
+            client=client,
         )
         self.server = HttpServer(
             self._answer,

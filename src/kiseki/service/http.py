@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -53,6 +54,8 @@ def api_app(
     cors: Cors | None = None,
     hsts: bool = False,
     auditor: Auditor | None = None,
+    peers: Callable[[str | None], bool] | None = None,
+    client: Callable[[str | None, Sequence[bytes]], str] | None = None,
 ) -> Shell:
     """The ASGI app of one API. `development` adds the playground."""
     graphql = _GraphQL(endpoint, gate)
@@ -82,6 +85,8 @@ def api_app(
         cors=cors,
         hsts=hsts,
         auditor=auditor,
+        peers=peers,
+        client=client,
     )
 
 

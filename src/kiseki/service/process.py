@@ -274,6 +274,8 @@ def _doors(transport: Transport, listeners: Mapping[str, socket.socket], metrics
                 admission=transport.admission(),
                 handshake_timeout=settings.tls_handshake_timeout,
                 auditor=auditor,
+                peers=transport.peers,
+                client=transport.addresses.resolve,
             )
             for api, listener in listeners.items()
         }
@@ -386,6 +388,8 @@ def _api_app(
         cors=transport.cors,
         hsts=transport.hsts,
         auditor=components.auditor,
+        peers=transport.peers,
+        client=transport.addresses.resolve,
     )
 
 

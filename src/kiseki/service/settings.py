@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Requests of one address in any 60 seconds: 300 in production.",
     )
-    rate_store: str = Field("", repr=False, description="redis://… or rediss://…, for several processes; else memory.")
+    rate_store: str = Field("", repr=False, description="redis(s)://… of several processes; else `memory`, of one.")
     rate_store_ca: Path | None = Field(None, description="Authority of its certificate; the system's unless set.")
     trusted_proxies: Names = Field((), description="Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -18,7 +18,7 @@ from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import AuditEvent, Auditor, IdSource
 from kiseki.service.cors import Cors
 from kiseki.service.heads import Head, read_head
-from kiseki.service.hosts import ANY_HOST, Hosts, read_host
+from kiseki.service.hosts import ANY_HOST, Hosts
 from kiseki.service.logging import RequestIds, request_ids
 from kiseki.service.media import negotiate
 from kiseki.service.responses import HSTS, Receive, Scope, Send, send_answer
@@ -195,7 +195,9 @@ class Shell:
 
     `any_host` leaves out the check of Host; what is wrong on one of the `probes` is logged by health, once. `hosts` are
     the names that are answered for. Without `cors`, pages of other origins can call nothing. `hsts` sends HSTS even if
-    this connection has no TLS, for a service behind a proxy that has; over TLS it is always sent.
+    this connection has no TLS, for a service behind a proxy that has; over TLS it is always sent. `peers` says which
+    TCP peers may ask, but for health; None lets all. `client` gives a client's address behind a proxy, for what is
+    recorded.
     """
 
     def __init__(
@@ -214,6 +216,8 @@ class Shell:
         cors: Cors | None = None,
         hsts: bool = False,
         auditor: Auditor | None = None,
+        peers: Callable[[str | None], bool] | None = None,
+        client: Callable[[str | None, Sequence[bytes]], str] | None = None,
     ) -> None:
         self.name = name
         self.serving = serving
@@ -228,6 +232,8 @@ class Shell:
         self._cors = cors
         self._hsts = hsts
         self._auditor = auditor
+        self._peers = peers
+        self._client = client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI)."""
@@ -290,6 +296,10 @@ class Shell:
         exchange.is_graphql = route is not None and route.graphql
         if self.serving.unbound and ACCEPTED not in scope:
             return exchange.refuse(503, "SHUTTING_DOWN", "the service is shutting down", (b"retry-after", b"1"))
+        if self._peers is not None and not (route is not None and route.any_host):
+            peer = exchange.peer[0] if exchange.peer else None
+            if not self._peers(peer):
+                return self._suspect(exchange, 403, "FORBIDDEN_PEER", "this service is asked through its proxy alone")
         if not self._any_host:
             misdirected = self._misdirected(head, route, scope)
             if misdirected is not None:
@@ -328,10 +338,10 @@ class Shell:
             if scope["http_version"] == "1.0" and exempt and AUTHORITY not in scope:
                 return None
             return "a request has exactly one Host header"
-        host = read_host(head.host)
+        host = self._hosts.read(head.host)
         if host is None:
             return "the Host header is not a host and a port"
-        if AUTHORITY in scope and read_host(scope[AUTHORITY]) != host:
+        if AUTHORITY in scope and self._hosts.read(scope[AUTHORITY]) != host:
             return "the target names another host than the Host header"
         return None if exempt or self._hosts.allow(host) else "this service does not answer for that host"
 
@@ -343,6 +353,10 @@ class Shell:
             405, "METHOD_NOT_ALLOWED", f"{exchange.method} is not possible here", (b"allow", route.allow)
         )
 
+    def _address(self, exchange: Exchange) -> str | None:
+        peer: str | None = exchange.peer[0] if exchange.peer else None
+        return peer if self._client is None else self._client(peer, exchange.head.forwarded_for)
+
     def _suspect(self, exchange: Exchange, status: int, code: str, detail: str) -> Answer:
         """Refuses what no honest client sends, and records it."""
         if self._auditor is not None:
@@ -350,7 +364,7 @@ class Shell:
                 AuditEvent(
                     kind="request.refused",
                     outcome="refused",
-                    address=exchange.peer[0] if exchange.peer else None,
+                    address=self._address(exchange),
                     api=self.name,
                     code=code,
                     trace_id=exchange.trace_id,

@@ -30,6 +30,9 @@ from kiseki.security.limits.redis_windows import RedisWindows
 from kiseki.security.limits.shared import SharedLimiter
 from kiseki.security.limits.shared_store import SharedWindows, SharedWindowsUnavailable
 from kiseki.security.limits.verdict import SLOTS, LimitPolicy
+from kiseki.security.secrets.source import SecretSource
+from kiseki.service.limits import rate_limits
+from kiseki.service.settings import Settings
 from tests.servers.redis import NoRedis, RedisServer
 from tests.unit.security.fakes import FakeClock
 from tests.unit.security.limits.limit_parts import Admissions, ListAuditor
@@ -494,3 +497,143 @@ async def test_a_server_without_tls_is_not_used_by_an_address_with_it(server: Re
     assert await one.flood(60) == 50
     assert one.auditor.kinds == ["limit.shared_unavailable"]
     await one.shared.close()
+
+
+# Passwords that are rotated
+
+
+class Rotating:
+    """The password of the server and the secret that says it, changed one after the other, as operators do."""
+
+    def __init__(self, server: RedisServer, folder: Path) -> None:
+        self.server = server
+        self.file = folder / "redis"
+        self.before = server.password
+
+    def write(self, url: str) -> None:
+        fresh = self.file.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(url)
+        fresh.rename(self.file)
+
+    def rotate(self, password: str) -> None:
+        """In the server; connections that are open stay, as in Redis."""
+        with self.server.client() as client:
+            client.config_set("requirepass", password)
+        self.server.url = self.server.url.replace(self.server.password, password)
+        self.server.password = password
+
+    def cut(self) -> None:
+        with self.server.client() as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+
+
+@pytest.fixture
+def rotating(server: RedisServer, tmp_path: Path) -> Iterator[Rotating]:
+    made = Rotating(server, tmp_path)
+    made.write(server.url)
+    yield made
+    made.rotate(made.before)
+
+
+@asynccontextmanager
+async def wired(
+    rotating: Rotating, clock: FakeClock, auditor: ListAuditor, **given: str
+) -> AsyncIterator[tuple[SharedWindows, SecretSource]]:
+    """As the settings wire it."""
+    secrets = SecretSource(clock=clock, refresh=300)
+    limits = await rate_limits(
+        Settings(rate_store=f"file://{rotating.file}", **given),  # type: ignore[arg-type]
+        secrets=secrets,
+        clock=RealClock(),
+        auditor=auditor,
+        digest=digest,
+    )
+    assert limits._shared is not None
+    limits._shared._budget = 5.0
+    try:
+        yield limits._shared, secrets
+    finally:
+        await limits.close()
+        await secrets.close()
+
+
+async def test_a_password_that_was_rotated_is_read_again_when_the_server_refuses_it(rotating: Rotating) -> None:
+    clock, auditor = FakeClock(), ListAuditor()
+    async with wired(rotating, clock, auditor) as (shared, _):
+        assert await shared.take(POLICY, SUBJECT, 1) is not None
+        rotating.rotate("second-password-of-redis")
+        rotating.write(rotating.server.url)
+        rotating.cut()
+        # Long before the secret is due; a reading each second at most.
+        clock.advance(2)
+        async with asyncio.timeout(20):
+            while (taken := await shared.take(POLICY, SUBJECT, 1)) is None:
+                await asyncio.sleep(0.01)
+        assert (taken.allowed, taken.used) == (True, 2)
+        assert "DENIED" not in {event.code for event in auditor.events}
+
+
+async def test_a_new_address_is_taken_up_when_the_secret_changed(rotating: Rotating) -> None:
+    clock, auditor = FakeClock(), ListAuditor()
+    async with wired(rotating, clock, auditor) as (shared, secrets):
+        assert await shared.take(POLICY, SUBJECT, 1) is not None
+        with rotating.server.client() as client:
+            client.execute_command("ACL", "SETUSER", "second", "on", ">second-pass-1", "~*", "&*", "+@all")
+            try:
+                rotating.write(rotating.server.url.replace(f":{rotating.server.password}@", "second:second-pass-1@"))
+                clock.advance(301)
+                # Calls under way end on the connection that they began on.
+                calls = [asyncio.create_task(shared.take(POLICY, f"{n}", 1)) for n in range(20)]
+                await asyncio.sleep(0)
+                await secrets.refresh_due()
+                assert None not in await asyncio.gather(*calls)
+                taken = await shared.take(POLICY, SUBJECT, 1)
+                assert taken is not None
+                assert taken.used == 2
+
+                def users() -> set[str]:
+                    listed = client.client_list()
+                    return {one["user"] for one in listed if one["cmd"] != "client|list"}
+
+                async with asyncio.timeout(10):
+                    while users() != {"second"}:
+                        await asyncio.sleep(0.01)
+            finally:
+                client.execute_command("ACL", "DELUSER", "second")
+        assert auditor.events == []
+
+
+async def test_a_rotated_address_that_would_be_refused_at_start_is_not_used(
+    rotating: Rotating, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, auditor = FakeClock(), ListAuditor()
+    async with wired(rotating, clock, auditor, profile="production") as (shared, secrets):
+        for wrong in ("redis://:hunter2hunter2@cache.example/0", "no address hunter2hunter2"):
+            rotating.write(wrong)
+            clock.advance(301)
+            await secrets.refresh_due()
+            assert await shared.take(POLICY, SUBJECT, 1) is not None
+    assert caplog.text.count("the new secret of rate_store is not used") == 2
+    assert "hunter2hunter2" not in caplog.text
+
+
+async def test_a_password_that_stays_wrong_is_denied_once_more_and_not_for_ever(rotating: Rotating) -> None:
+    rotating.write(rotating.server.url.replace(rotating.server.password, "wrong-password-1"))
+    clock, auditor = FakeClock(), ListAuditor()
+    async with wired(rotating, clock, auditor) as (shared, _):
+        clock.advance(2)
+        assert await shared.take(POLICY, SUBJECT, 1) is None
+        assert [event.code for event in auditor.events] == ["DENIED"]
+
+
+async def test_in_memory_on_purpose_asks_no_server() -> None:
+    limits = await rate_limits(
+        Settings(rate_store="memory"),
+        secrets=SecretSource(clock=FakeClock()),
+        clock=RealClock(),
+        auditor=ListAuditor(),
+        digest=digest,
+    )
+    assert limits._shared is None
+    await limits.close()
