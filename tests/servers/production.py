@@ -176,7 +176,12 @@ class Production:
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, workers: int = 1, environment: Mapping[str, str] | None = None, **settings: Any
+        self,
+        folder: Path,
+        *arguments: str,
+        workers: int = 1,
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self.folder = folder
         self.data = folder / "data"
@@ -279,8 +284,9 @@ class Production:
         async with asyncio.timeout(30), Client(self.service.management_port) as client:
             return await client.request("GET", path)
 
-    async def raw(self, api: str, sent: bytes, *, seconds: float = 4.0) -> bytes:
-        """Everything that comes back for these bytes until the connection ends or nothing more comes."""
+    async def raw(self, api: str, sent: bytes, *, seconds: float = 4.0, quiet: float = 0.5) -> bytes:
+        """What comes back for these bytes, until the connection ends; or nothing comes for so many seconds, or nothing
+        more for `quiet` seconds."""
         received = b""
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.port(api), ssl=self.context, server_hostname="localhost"
@@ -288,9 +294,8 @@ class Production:
         try:
             writer.write(sent)
             await writer.drain()
-            async with asyncio.timeout(seconds):
-                while part := await reader.read(65_536):
-                    received += part
+            while part := await asyncio.wait_for(reader.read(65_536), quiet if received else seconds):
+                received += part
         except (TimeoutError, ConnectionResetError, ssl.SSLError):
             pass
         finally:
@@ -308,7 +313,9 @@ class Production:
 
     def records(self) -> list[dict[str, Any]]:
         """The records of the audit log as they stand in its files; a line that is being written is passed over."""
-        lines = [line for path in sorted(self.audit.glob("audit-*.jsonl")) for line in path.read_bytes().split(b"\n")[:-1]]
+        lines = [
+            line for path in sorted(self.audit.glob("audit-*.jsonl")) for line in path.read_bytes().split(b"\n")[:-1]
+        ]
         return [json.loads(line) for line in lines]
 
     async def recorded(self, wanted: Callable[[dict[str, Any]], bool], *, seconds: float = 15.0) -> dict[str, Any]:
@@ -320,7 +327,9 @@ class Production:
                         return record
                 await asyncio.sleep(0.02)
 
-    def kiseki(self, *arguments: str, data_dir: bool = True, **settings: str | None) -> subprocess.CompletedProcess[str]:
+    def kiseki(
+        self, *arguments: str, data_dir: bool = True, **settings: str | None
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command of kiseki with the settings of this service, changed by these."""
         changed = {f"KISEKI_{name}": value for name, value in settings.items()}
         environment = {name: value for name, value in {**self.environment, **changed}.items() if value is not None}

@@ -20,7 +20,7 @@ from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.command.erasure import erasing_names
 from kiseki.kernel.erasure import ErasureLog, PlannedErasure
 from kiseki.kernel.errors import KisekiError, Unavailable
-from kiseki.kernel.ports import AuditEvent, Auditor, Clock, Telemetry
+from kiseki.kernel.ports import AuditEvent, Auditor, AuditUnavailable, Clock, Telemetry
 from kiseki.projection.backoff import Backoff
 from kiseki.projection.erasure import ErasedRows
 from kiseki.security.digests import Digests
@@ -91,7 +91,12 @@ class AuditedErasures:
     async def finish(self, subject: str) -> None:
         """As ErasureLog."""
         await self._log.finish(subject)
-        self._auditor.note(AuditEvent(kind="erasure.done", outcome="done", target=subject, trace_id=_trace_id()))
+        done = AuditEvent(kind="erasure.done", outcome="done", target=subject, trace_id=_trace_id())
+        try:
+            await self._auditor.record(done)
+        except AuditUnavailable as problem:
+            # It was recorded that it was asked for, and it is done.
+            _log.error("that %s was erased is not recorded: %s", subject, problem)
 
     async def withdraw(self, subject: str, stream: str) -> None:
         """As ErasureLog."""
