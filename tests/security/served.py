@@ -45,6 +45,15 @@ def served(directory: Path) -> Iterator[Served]:
     service.start()
     try:
         asyncio.run(service.ready())
-        yield Served(service)
+        running = Served(service)
+        asyncio.run(_has_said_so(running))
+        yield running
     finally:
         service.kill()
+
+
+async def _has_said_so(service: Served) -> None:
+    """What it prints at its start comes a moment after it is ready, and must not pass for what a test provoked."""
+    async with asyncio.timeout(20):
+        while "Ctrl-C ends it." not in service.log():
+            await asyncio.sleep(0.01)
