@@ -16,10 +16,11 @@ from tests.e2e.client import Client, Reply
 from tests.security.attacks import ATTACKS, CREATE, PERSON, RAW, Attack, RawAttack
 from tests.security.served import Served, served
 
-# What no answer and no log may hold, whatever was sent; what an attack sends itself is not repeated either.
 ROOT = Path(__file__).parents[2]
+# What no answer and no log may hold, whatever was sent; what an attack sends itself is not repeated either.
 LEAKS = re.compile(
-    rf"Traceback|File \"|\.py\b|/site-packages|/usr/|{re.escape(str(ROOT))}|/tmp/|/etc/|\bSELECT\b|\bINSERT\b|\bDROP\b|sqlite|msgspec"
+    rf"Traceback|File \"|\.py\b|/site-packages|/usr/|{re.escape(str(ROOT))}|/tmp/|/etc/"
+    r"|\bSELECT\b|\bINSERT\b|\bDROP\b|sqlite|msgspec"
     r"|graphql[-_]core|graphql\.|uvicorn|httptools|sqlalchemy|asyncpg|python|did you mean|object at 0x|BEGIN |Exception"
     r"|[a-z]Error:",
     re.IGNORECASE,
