@@ -17,7 +17,7 @@ from kiseki.security.masking import Masker
 from kiseki.security.secrets.source import SecretSource
 from kiseki.service.audit import audit_keys, audit_places, open_audit
 from kiseki.service.identity import OpenIdentity, issuer_of, open_identity
-from kiseki.service.secrets import secrets_of
+from kiseki.service.secrets import opened_secrets
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
 
@@ -35,7 +35,7 @@ def operator() -> str:
 @asynccontextmanager
 async def opened_audit_log(settings: Settings) -> AsyncIterator[AuditPlaces]:
     """The log, to read. Raises AuditLogNotKept, AuditKeyRefused, SettingsError."""
-    async with _secrets(settings) as secrets:
+    async with opened_secrets(settings) as secrets:
         keys = await audit_keys(settings, secrets)
         async with audit_places(settings, keys, secrets) as places:
             yield places
@@ -73,17 +73,8 @@ async def opened_identity(settings: Settings) -> AsyncIterator[OpenIdentity]:
 
 
 @asynccontextmanager
-async def _secrets(settings: Settings) -> AsyncIterator[SecretSource]:
-    secrets = secrets_of(settings, clock=SystemClock(), masker=Masker())
-    try:
-        yield secrets
-    finally:
-        await secrets.close()
-
-
-@asynccontextmanager
 async def _audited(settings: Settings) -> AsyncIterator[tuple[SecretSource, AuditLog]]:
-    async with _secrets(settings) as secrets:
+    async with opened_secrets(settings) as secrets:
         audit = await open_audit(settings, secrets=secrets, clock=SystemClock(), masker=Masker())
         try:
             yield secrets, audit

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final, Self
 
-from kiseki.application.system import SystemClock
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.journal.port import START
@@ -27,7 +26,7 @@ from kiseki.security.protector import KeyProtector
 from kiseki.security.secrets.source import SecretSource
 from kiseki.service.audit import migrate_audit
 from kiseki.service.erasures import migrate_ledger, open_ledger
-from kiseki.service.secrets import secrets_of, vault_of
+from kiseki.service.secrets import opened_secrets, secrets_of, vault_of
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
 from kiseki.service.store_family import ReadModels, StoreFamily, StoreJournal
@@ -178,7 +177,7 @@ async def open_journal(
         await asyncio.to_thread(directory.prepare)
     elif _is_in(directory, url):
         directory.require_journal()
-    async with _secrets(settings) as secrets:
+    async with opened_secrets(settings) as secrets:
         journal = await _journal(settings, url, secrets, clock=clock, telemetry=telemetry)
         try:
             yield journal
@@ -202,7 +201,7 @@ async def migrate(settings: Settings) -> Sequence[str]:
     Raises StoreNotReachable, SettingsError, and what a store refuses.
     """
     done: list[str] = []
-    async with _secrets(settings) as secrets:
+    async with opened_secrets(settings) as secrets:
         for url in store_urls(settings):
             with _reached(url):
                 done += await _family(settings, url, secrets).migrate(url)
@@ -211,15 +210,6 @@ async def migrate(settings: Settings) -> Sequence[str]:
         with _reached(_AUDIT):
             done += await migrate_audit(settings, secrets)
     return done
-
-
-@asynccontextmanager
-async def _secrets(settings: Settings) -> AsyncIterator[SecretSource]:
-    secrets = secrets_of(settings, clock=SystemClock(), masker=Masker())
-    try:
-        yield secrets
-    finally:
-        await secrets.close()
 
 
 async def _journal(
