@@ -144,6 +144,29 @@ class Settings(BaseSettings):
     )
     key_cache_seconds: float = Field(300.0, ge=0, le=3_600, description="How long unwrapped keys stay in memory.")
 
+    # Backups. A place is a folder, or s3://bucket/prefix?region=eu-west-1.
+    backup: str = Field("", repr=False, description="Where backups of journal, claims and audit log go.")
+    backup_keys: str = Field(
+        "", repr=False, description="Where backups of the key store go: never beside those of the journal."
+    )
+    backup_read_models: str = Field("", repr=False, description="Where backups of read models go; none unless set.")
+    backup_days: float | None = Field(
+        None, gt=0, le=3_650, description="Days that backups are kept; 30 with DynamoDB, else 7."
+    )
+    backup_private_days: float = Field(
+        7.0,
+        gt=0,
+        le=7,
+        description="Days that backups of keys and read models are kept: at most 7, so that the erased go.",
+    )
+    backup_base: bool = Field(False, description="PostgreSQL: base backups of the cluster, besides dumps.")
+    protection_interval: float = Field(
+        60.0, ge=1, le=300, description="Between two copies of what is new, by `kiseki backup protect`."
+    )
+    postgres_programs: Path | None = Field(
+        None, description="Folder of pg_dump, pg_restore and so on; those on PATH unless set."
+    )
+
     # Where secrets are.
     secret_refresh: float = Field(300.0, ge=1, le=86_400, description="Between two looks whether a secret changed.")
     vault_address: str = Field("", description="https://… of Vault or OpenBao, for vault:// and vault-transit://.")

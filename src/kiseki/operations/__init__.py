@@ -1,0 +1,1 @@
+"""What keeps a running system safe: backup, restore, disaster recovery. Used by the command line."""

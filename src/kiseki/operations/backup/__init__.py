@@ -1,0 +1,1 @@
+"""Backups: making, listing, verifying, removing and restoring them, whatever the store."""

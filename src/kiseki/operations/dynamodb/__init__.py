@@ -1,0 +1,1 @@
+"""Copies of the stores on DynamoDB."""
