@@ -17,7 +17,7 @@ _MODULUS: Final = 1 << 256
 
 
 class ContentsDigest:
-    """Adds up commits. A sum of hashes, because stores give commits in different orders (an incremental multiset hash)."""
+    """Adds up commits. A sum of hashes (an incremental multiset hash), because stores give commits in different orders."""
 
     def __init__(self) -> None:
         self._sum = 0

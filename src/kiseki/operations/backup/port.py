@@ -17,7 +17,6 @@ from kiseki.security.key_store import KeyStore
 __all__ = [
     "JournalBackups",
     "KeyBackups",
-    "nothing",
     "PartBackups",
     "Progress",
     "ReadModelBackups",
@@ -25,6 +24,7 @@ __all__ = [
     "StagedJournal",
     "StagedKeys",
     "Switched",
+    "nothing",
 ]
 
 Progress = Callable[[str], None]

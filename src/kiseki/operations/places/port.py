@@ -41,13 +41,13 @@ class Place(Protocol):
         ...
 
     async def publish(self, folder: Path, name: str) -> None:
-        """Puts all files of a folder (flat) under a name, `LAST` last, durable when this returns. Raises OperationFailed
-        when there is one of that name. The folder may be gone afterwards."""
+        """Puts all files of a folder (flat) under a name, `LAST` last, durable when this returns. The folder may be gone
+        then. Raises OperationFailed when there is one of that name."""
         ...
 
     def fetched(self, name: str, files: Sequence[str]) -> AbstractAsyncContextManager[Path]:
-        """A local folder that holds these files of a published folder, to be read only. Raises BackupDamaged when one is
-        not there."""
+        """A local folder that holds these files of a published folder, to be read only. Raises BackupDamaged when one
+        is not there."""
         ...
 
     async def read(self, name: str) -> bytes | None:
