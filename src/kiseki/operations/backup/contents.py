@@ -17,7 +17,7 @@ _MODULUS: Final = 1 << 256
 
 
 class ContentsDigest:
-    """Adds up commits. A sum of hashes (an incremental multiset hash), because stores give commits in different orders."""
+    """Adds up commits. A sum of hashes (a multiset hash), because stores give commits in different orders."""
 
     def __init__(self) -> None:
         self._sum = 0

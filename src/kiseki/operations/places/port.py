@@ -41,8 +41,8 @@ class Place(Protocol):
         ...
 
     async def publish(self, folder: Path, name: str) -> None:
-        """Puts all files of a folder (flat) under a name, `LAST` last, durable when this returns. The folder may be gone
-        then. Raises OperationFailed when there is one of that name."""
+        """Puts all files of a folder (flat) under a name, `LAST` last; durable when this returns. The folder may be
+        gone then. Raises OperationFailed when there is one of that name."""
         ...
 
     def fetched(self, name: str, files: Sequence[str]) -> AbstractAsyncContextManager[Path]:
