@@ -145,11 +145,11 @@ class Settings(BaseSettings):
     key_cache_seconds: float = Field(300.0, ge=0, le=3_600, description="How long unwrapped keys stay in memory.")
 
     # Backups. A place is a folder, or s3://bucket/prefix?region=eu-west-1.
-    backup: str = Field("", repr=False, description="Where backups of journal, claims and audit log go.")
+    backup: str = Field("", description="Where backups of journal, claims and audit log go.")
     backup_keys: str = Field(
-        "", repr=False, description="Where backups of the key store go: never beside those of the journal."
+        "", description="Where backups of the key store go: never beside those of the journal."
     )
-    backup_read_models: str = Field("", repr=False, description="Where backups of read models go; none unless set.")
+    backup_read_models: str = Field("", description="Where backups of read models go; none unless set.")
     backup_days: float | None = Field(
         None, gt=0, le=3_650, description="Days that backups are kept; 30 with DynamoDB, else 7."
     )

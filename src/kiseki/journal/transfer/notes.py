@@ -44,6 +44,7 @@ _KEEP_STREAM: Final = """
     ON CONFLICT (side, name) DO UPDATE SET last = excluded.last, digest = excluded.digest
 """
 _COUNT: Final = "SELECT COUNT(*) FROM streams WHERE side = ?"
+_NAMES: Final = "SELECT name FROM streams WHERE side = ? AND name > ? ORDER BY name LIMIT ?"
 _BEYOND_THE_FILE: Final = """
     SELECT there.name FROM streams AS there LEFT JOIN streams AS file ON file.side = 'file' AND file.name = there.name
     WHERE there.side = 'journal' AND there.last > IFNULL(file.last, 0) ORDER BY there.name LIMIT 1
@@ -144,6 +145,11 @@ class TransferNotes:
         with self._transaction():
             for statement in _FORGET:
                 self._database.execute(statement, (side,))
+
+    def names(self, side: str, after: str, limit: int) -> list[str]:
+        """At most so many streams that have a note, in the order of their names, after one."""
+        with self._transaction():
+            return [name for (name,) in self._database.execute(_NAMES, (side, after, limit)).fetchall()]
 
     def stream_beyond_the_file(self) -> str | None:
         """A stream of the journal that goes further than the file says, if there is one."""
