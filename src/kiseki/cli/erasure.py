@@ -10,18 +10,14 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from kiseki.application.context import Application
 from kiseki.application.system import SystemClock
 from kiseki.cli.applications import load_application
 from kiseki.cli.journal import settings_of
 from kiseki.kernel.personal import Erased
 from kiseki.kernel.telemetry import NoTelemetry
-from kiseki.projection.projection import Projection
-from kiseki.projection.runner import BuildOwned
+from kiseki.operations.catching_up import replay_erasures
 from kiseki.security.erasure.lines import Kind
 from kiseki.security.erasure.replay import ReplayReport
-from kiseki.service.composition import make_updater
-from kiseki.service.erasures import erasure_replay
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
 
@@ -77,18 +73,7 @@ def replay(*, application: str | None, config: Path | None, data_dir: Path | Non
     loaded = load_application(application)
 
     async def work(stores: Stores) -> ReplayReport:
-        running = asyncio.create_task(_follow(loaded, settings, stores))
-        try:
-            run = asyncio.create_task(
-                erasure_replay(loaded, stores, clock=SystemClock(), telemetry=NoTelemetry()).run(everything=everything)
-            )
-            await asyncio.wait([run, running], return_when=asyncio.FIRST_COMPLETED)
-            if running.done() and running.exception() is not None:
-                run.cancel()
-                await running
-            return await run
-        finally:
-            running.cancel()
+        return await replay_erasures(loaded, settings, stores, everything=everything)
 
     report = asyncio.run(_with_stores(settings, work))
     print(msgspec.json.encode(report).decode() if json else str(report))
@@ -166,23 +151,3 @@ async def _alive(stores: Stores, subjects: list[str]) -> list[str]:
         for subject in subjects
         if subject in known and not isinstance(known[subject], Erased)
     ]
-
-
-async def _follow(application: Application, settings: Settings, stores: Stores) -> None:
-    """Applies what is made, where no process does so. Ends never, unless something is wrong."""
-    for projection in application.projections:
-        await _caught_up(application, [projection], settings, stores)
-    while True:
-        await asyncio.sleep(0.5)
-        for projection in application.projections:
-            await _caught_up(application, [projection], settings, stores)
-
-
-async def _caught_up(
-    application: Application, projections: list[Projection], settings: Settings, stores: Stores
-) -> None:
-    updater = make_updater(application, projections, stores, settings, clock=SystemClock(), telemetry=NoTelemetry())
-    try:
-        await updater.run_until_caught_up()
-    except BuildOwned:
-        pass  # whoever owns it applies it

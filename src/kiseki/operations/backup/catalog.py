@@ -43,6 +43,7 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
     verification: Verification | None
     bytes: int
+    finished: bool
 
     @property
     def verified(self) -> bool:
