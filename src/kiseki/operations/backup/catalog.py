@@ -113,7 +113,15 @@ class Catalog:
                     verification = msgspec.json.decode(noted, type=Verification)
                 except msgspec.DecodeError:
                     problem = problem or "what was found when it was verified can't be read; verify it again"
-        return Listed(id=identity, part=part, manifest=manifest, problem=problem, verification=verification, bytes=size)
+        return Listed(
+            id=identity,
+            part=part,
+            manifest=manifest,
+            problem=problem,
+            verification=verification,
+            bytes=size,
+            finished=finished,
+        )
 
 
 def new_id(now: datetime) -> str:

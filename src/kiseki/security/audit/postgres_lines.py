@@ -193,6 +193,14 @@ class PostgresLines:
                 raise
             raise SinkFailed(f"{self.name} can't be used: {problem}") from problem
 
+    async def put_back(self, writer: str, rows: Sequence[tuple[int, datetime, bytes]]) -> None:
+        """Adds lines of a backup (number, time, line) that are not there; durable when this returns, again is fine.
+
+        Raises SinkFailed, also when another line has one of the numbers.
+        """
+        for start in range(0, len(rows), _AT_ONCE):
+            await self._insert(writer, rows[start : start + _AT_ONCE])
+
     async def _insert(self, writer: str, rows: Sequence[tuple[int, datetime, bytes]]) -> None:
         """Each call is a transaction of its own, so durable when it returns; again with the same rows is fine."""
 
