@@ -1,4 +1,4 @@
-"""Backups of the audit log, wherever it is kept: all lines of all writers, as they are. Used like the drivers of stores.
+"""Backups of the audit log, wherever it is kept: all lines of all writers, as they are. Used as the drivers of stores.
 
 A line carries its writer, its number and its MAC, so that a copy proves itself (`kiseki audit verify`).
 """
@@ -90,8 +90,8 @@ class AuditBackups:
                 records += len(lines)
                 if not await _is_beginning(lines, places.records, writer):
                     raise BackupDamaged(
-                        f"the backup {manifest.id} differs from the live audit log in writer {writer}: one of the two is "
-                        "wrong; run `kiseki audit verify`"
+                        f"the backup {manifest.id} differs from the live audit log in writer {writer}: one of the two "
+                        "is wrong; run `kiseki audit verify`"
                     )
         if records != manifest.made.counts.get("records") or digest.hexdigest() != manifest.made.digest:
             raise BackupDamaged(f"the backup {manifest.id} does not hold the records that it should; use another one")
@@ -108,32 +108,31 @@ class AuditBackups:
 
 
 async def put_back_files(directory: Path, writer: str, rows: Sequence[tuple[int, datetime, bytes]]) -> None:
-    """The PutBack of a log in a folder. A writer whose file ends early gets the whole one; one that goes on is left.
+    """The PutBack of a log in a folder: what a writer's files lack at their end goes into one more of them.
 
     Raises RestoreRefused when the two differ.
     """
     there = LineFiles(directory, prefix=RECORDS)
     lines = [line for _, _, line in rows]
-    if directory.is_dir() and writer in await there.writers():
+    found: list[bytes] = []
+    segments = 0
+    if await asyncio.to_thread(directory.is_dir):
+        segments = len(there.paths(writer))
         found = [line async for page in _whole_lines(there, writer) for line in page]
-        if found[: len(lines)] != lines[: len(found)]:
-            raise RestoreRefused(
-                f"the audit log in {directory} has other records of writer {writer} than the backup; nothing of it was "
-                "changed: run `kiseki audit verify`, and move the folder aside if it is the one that is wrong"
-            )
-        if len(found) >= len(lines):
-            return
-        paths = there.paths(writer)
-    else:
-        paths = []
-    await asyncio.to_thread(_write_file, directory, writer, lines, paths[1:])
+    if found[: len(lines)] != lines[: len(found)]:
+        raise RestoreRefused(
+            f"the audit log in {directory} has other records of writer {writer} than the backup; nothing of it was "
+            "changed: run `kiseki audit verify`, and move the folder aside if it is the one that is wrong"
+        )
+    if len(found) < len(lines):
+        target = directory / file_name(RECORDS, writer, segments + 1)
+        await asyncio.to_thread(_write_file, target, lines[len(found) :])
 
 
-def _write_file(directory: Path, writer: str, lines: Sequence[bytes], later: Sequence[Path]) -> None:
-    target = directory / file_name(RECORDS, writer, 1)
-    part = directory / f".{target.name}.part"
-    with explained_room(directory, "make room there, and see that this account may write it"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _write_file(target: Path, lines: Sequence[bytes]) -> None:
+    part = target.with_name(f".{target.name}.part")
+    with explained_room(target.parent, "make room there, and see that this account may write it"):
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as file:
@@ -143,8 +142,6 @@ def _write_file(directory: Path, writer: str, lines: Sequence[bytes], later: Seq
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
-        for path in later:  # their lines are in the first one now
-            path.unlink(missing_ok=True)
 
 
 async def _whole_lines(source: LineSource, writer: str) -> AsyncIterator[list[bytes]]:
