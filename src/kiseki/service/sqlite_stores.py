@@ -21,7 +21,7 @@ from kiseki.security.identity.sqlite_revocations import SqliteRevocations
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 from kiseki.service.store_urls import StoreUrl
 
-__all__ = ["DataDirectory", "DataDirectoryUnusable", "SqliteStores"]
+__all__ = ["DataDirectory", "DataDirectoryUnusable", "SqliteStores", "embedded_path"]
 
 
 class DataDirectoryUnusable(KisekiError):
@@ -74,21 +74,22 @@ class SqliteStores:
 
     async def journal(self, url: StoreUrl, *, clock: Clock, telemetry: Telemetry) -> SqliteJournal:
         """As StoreFamily. Raises JournalUnavailable, CorruptJournal."""
-        return await SqliteJournal.open(_path(url, self._directory.journal), clock=clock, telemetry=telemetry)
+        return await SqliteJournal.open(embedded_path(url, self._directory.journal), clock=clock, telemetry=telemetry)
 
     async def keys(self, url: StoreUrl) -> SqliteKeyStore:
         """As StoreFamily."""
-        return await SqliteKeyStore.open(_path(url, self._directory.key_store))
+        return await SqliteKeyStore.open(embedded_path(url, self._directory.key_store))
 
     async def revocations(self, url: StoreUrl) -> SqliteRevocations:
         """As StoreFamily."""
-        return await SqliteRevocations.open(_path(url, self._directory.key_store).with_name("revocations.db"))
+        return await SqliteRevocations.open(embedded_path(url, self._directory.key_store).with_name("revocations.db"))
 
     async def read_models(self, url: StoreUrl, *, clock: Clock) -> SqliteReadModels:
         """As StoreFamily."""
-        return await SqliteReadModels.open(_path(url, self._directory.read_models), clock=clock)
+        return await SqliteReadModels.open(embedded_path(url, self._directory.read_models), clock=clock)
 
 
-def _path(url: StoreUrl, default: Path) -> Path:
+def embedded_path(url: StoreUrl, default: Path) -> Path:
+    """Where an embedded store is: where its URL says, or at its place in the data directory."""
     named = url.text.partition(":")[2].removeprefix("//")
     return Path(named).absolute() if named else default

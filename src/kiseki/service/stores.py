@@ -32,7 +32,15 @@ from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
 from kiseki.service.store_family import ReadModels, StoreFamily, StoreJournal
 from kiseki.service.store_urls import StoreKind, StoreUrl, store_urls
 
-__all__ = ["StoreNotReachable", "Stores", "migrate", "open_journal", "open_revocations", "uses_data_directory"]
+__all__ = [
+    "StoreNotReachable",
+    "Stores",
+    "migrate",
+    "open_journal",
+    "open_key_store",
+    "open_revocations",
+    "uses_data_directory",
+]
 
 
 # Only what messages say of them: what does not answer is waited for, wherever it is.
@@ -183,6 +191,13 @@ async def open_journal(
             yield journal
         finally:
             await journal.close()
+
+
+async def open_key_store(settings: Settings, secrets: SecretSource) -> KeyStore:
+    """The key store alone, without its master key, for commands that look into it. Raises as Stores.open."""
+    url = store_urls(settings).keys
+    with _reached(url):
+        return await _family(settings, url, secrets).keys(url)
 
 
 async def open_revocations(settings: Settings, secrets: SecretSource) -> RevocationStore:
