@@ -18,7 +18,7 @@ from kiseki.clients.postgres import PostgresAddress, PostgresConnection, transac
 from kiseki.clients.postgres_migrations import Migration, MigrationRefused, require_migrated
 from kiseki.journal.port import JournalUnavailable
 
-__all__ = ["COMPONENT", "MIGRATIONS", "Lives", "begin_epoch", "prepare", "read_lives"]
+__all__ = ["COMPONENT", "MIGRATIONS", "Lives", "begin_epoch", "continue_epochs", "prepare", "read_lives"]
 
 COMPONENT: Final = "journal"
 
@@ -105,6 +105,7 @@ _PLACE: Final = """
 """
 _EPOCHS: Final = "SELECT epoch, life, system_identifier, timeline FROM epochs ORDER BY epoch"
 _BEGIN: Final = "INSERT INTO epochs (epoch, life, system_identifier, timeline) VALUES ($1, $2, $3, $4)"
+_KNOW: Final = f"{_BEGIN} ON CONFLICT DO NOTHING"
 _OLDEST_VERSION: Final = 150_000
 
 
@@ -186,9 +187,25 @@ async def _begin(connection: PostgresConnection, here: _Place, *, only_elsewhere
         epochs = await connection.fetch(_EPOCHS)
         if only_elsewhere and epochs and _began(epochs[-1]) == here:
             return _lives(epochs)  # another connection was faster
-        number, life = (epochs[-1]["epoch"] if epochs else 0) + 1, secrets.token_hex(8)
-        await connection.execute(_BEGIN, number, life, *here)
-        return {**_lives(epochs), number: life}
+        return await _next(connection, epochs, here)
+
+
+async def continue_epochs(connection: PostgresConnection, address: PostgresAddress, known: Lives) -> Lives:
+    """Begins an epoch after those that a copy of the journal had reached, inside a transaction that keeps appends out.
+
+    `known` are the copy's. A position of its later epochs is then one of this journal's, of commits that it lacks, and
+    its reader is told. Raises JournalUnavailable; what asyncpg raises.
+    """
+    here = await _place(connection, address)
+    for number, life in known.items():
+        await connection.execute(_KNOW, number, life, *here)
+    return await _next(connection, await connection.fetch(_EPOCHS), here)
+
+
+async def _next(connection: PostgresConnection, epochs: list[asyncpg.Record], here: _Place) -> Lives:
+    number, life = (epochs[-1]["epoch"] if epochs else 0) + 1, secrets.token_hex(8)
+    await connection.execute(_BEGIN, number, life, *here)
+    return {**_lives(epochs), number: life}
 
 
 async def read_lives(connection: PostgresConnection) -> Lives:
