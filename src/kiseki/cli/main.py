@@ -43,6 +43,10 @@ token = typer.Typer(help="Tokens, for people at a terminal.", **_plain)  # type:
 app.add_typer(token, name="token")
 erasure = typer.Typer(help="Erasures of people, and the ledger that remembers them.", **_plain)  # type: ignore[arg-type]
 app.add_typer(erasure, name="erasure")
+backup = typer.Typer(help="Copies of the stores, and the way back.", **_plain)  # type: ignore[arg-type]
+app.add_typer(backup, name="backup")
+dr = typer.Typer(help="Disaster recovery: regions, failover, drills.", **_plain)  # type: ignore[arg-type]
+app.add_typer(dr, name="dr")
 app.add_typer(journal, name="journal")
 app.add_typer(projection, name="projection")
 
@@ -161,14 +165,20 @@ def migrate(config: Config = None, data_dir: DataDir = None) -> None:
 @app.command()
 def check(
     deploy: Annotated[bool, typer.Option("--deploy", help="As the production profile looks at it.")] = False,
+    process: Annotated[
+        str, typer.Option(metavar="KIND", help="What would run: serve (default), command-api, query-api or updater.")
+    ] = "serve",
     config: Config = None,
     data_dir: DataDir = None,
     json: Json = False,
 ) -> int:
     """Say what is unsafe about the settings, and what to do about it, without starting anything."""
     from kiseki.cli.check import check as run_check
+    from kiseki.service.kinds import PARTS
 
-    return run_check(config=config, data_dir=data_dir, deploy=deploy, json=json)
+    if process not in PARTS:
+        raise typer.BadParameter(f"{process!r} is none of {', '.join(PARTS)}", param_hint="--process")
+    return run_check(config=config, data_dir=data_dir, deploy=deploy, json=json, parts=PARTS[process])
 
 
 @access.command("show")
@@ -461,3 +471,147 @@ def projection_rebuild(
     from kiseki.cli.projection import rebuild
 
     return rebuild(name, application=application, config=config, data_dir=data_dir)
+
+
+Parts = Annotated[
+    list[str] | None,
+    typer.Option("--part", metavar="PART", help="journal, audit, keys or read-models; may be given again."),
+]
+
+
+def _part_names(parts: list[str] | None) -> list[str]:
+    known = ("journal", "audit", "keys", "read-models")
+    for part in parts or ():
+        if part not in known:
+            raise typer.BadParameter(f"{part!r} is no part; they are {', '.join(known)}")
+    return parts or []
+
+
+@backup.command("create")
+def backup_create(parts: Parts = None, config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+    """Copy the live stores, which go on being used, and prove each copy by restoring it."""
+    from kiseki.cli.backup import create
+
+    return create(_part_names(parts), config=config, data_dir=data_dir, json=json)
+
+
+@backup.command("list")
+def backup_list(config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+    """Show what backups there are, and which were proved."""
+    from kiseki.cli.backup import list_
+
+    return list_(config=config, data_dir=data_dir, json=json)
+
+
+@backup.command("verify")
+def backup_verify(
+    *,
+    identity: Annotated[str | None, typer.Argument(metavar="[ID]", help="A backup; without it the newest.")] = None,
+    parts: Parts = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every backup, not only the newest.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Restore backups into a throw-away place and compare them, event by event, with the live stores."""
+    from kiseki.cli.backup import verify
+
+    return verify(identity, _part_names(parts), everything=everything, config=config, data_dir=data_dir, json=json)
+
+
+@backup.command("prune")
+def backup_prune(parts: Parts = None, config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+    """Remove old backups; of journal and audit log never the last one that was proved."""
+    from kiseki.cli.backup import prune
+
+    return prune(_part_names(parts), config=config, data_dir=data_dir, json=json)
+
+
+@backup.command("restore")
+def backup_restore(
+    *,
+    identity: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="A backup of the journal; without it the newest there is.")
+    ] = None,
+    parts: Parts = None,
+    until: Annotated[str | None, typer.Option(help="The journal as it was at a time, UTC.")] = None,
+    discard_newer: Annotated[
+        bool, typer.Option("--discard-newer", help="What is live and newer may be lost; it is kept aside.")
+    ] = False,
+    catch_up: Annotated[bool, typer.Option(help="Build read models before it is done.")] = True,
+    application: Application = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Bring back what is lost, or the parts that are named. The live stores stay as they are until all is verified."""
+    from kiseki.cli.backup import restore
+
+    return restore(
+        identity,
+        _part_names(parts),
+        application=application,
+        until=until,
+        discard_newer=discard_newer,
+        catch_up=catch_up,
+        config=config,
+        data_dir=data_dir,
+        json=json,
+    )
+
+
+@backup.command("protect")
+def backup_protect(
+    once: Annotated[bool, typer.Option("--once", help="One copy of what is new, then end.")] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> int:
+    """Copy what is new every minute, until told to end: what keeps a lost machine from costing more."""
+    from kiseki.cli.backup import protect
+
+    return protect(once=once, config=config, data_dir=data_dir)
+
+
+@dr.command("drill")
+def dr_drill(
+    *,
+    store: Annotated[str, typer.Option(help="sqlite or postgresql.")] = "sqlite",
+    events: Annotated[int, typer.Option(min=10, help="In the journal that is destroyed.")] = 10_000,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="That write while it is destroyed.")] = 16,
+    interval: Annotated[float, typer.Option(min=1, max=300, help="Seconds between two copies of what is new.")] = 60,
+    shortest: Annotated[float, typer.Option(min=0, help="Seconds under load before it is destroyed, at least.")] = 5,
+    longest: Annotated[float, typer.Option(min=0, help="And at most.")] = 90,
+    folder: Annotated[Path | None, typer.Option(help="An empty folder to work in; a temporary one unless set.")] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Destroy a copy of the system under load, recover it, and measure detection, RPO and RTO."""
+    from kiseki.cli.drill import drill
+
+    return drill(
+        store,
+        events=events,
+        clients=clients,
+        interval=interval,
+        moments=(shortest, longest),
+        folder=folder,
+        config=config,
+        data_dir=data_dir,
+        json=json,
+    )
+
+
+@dr.command("probe")
+def dr_probe(
+    urls: Annotated[list[str], typer.Argument(help="What has to answer 200, such as http://shop:8558/ready.")],
+    *,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10,
+    failures: Annotated[int, typer.Option(min=1, help="Bad looks in a row after which it is down.")] = 3,
+    once: Annotated[bool, typer.Option("--once", help="End with the first finding: 0 up, 1 down.")] = False,
+    json: Json = False,
+) -> int:
+    """Watch a system from outside, and say when it is down and when it is back."""
+    from kiseki.cli.drill import probe
+
+    return probe(urls, every=every, failures=failures, once=once, json=json)

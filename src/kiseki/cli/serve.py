@@ -9,7 +9,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import uvloop
 
@@ -17,7 +17,7 @@ from kiseki.cli.applications import load_application
 from kiseki.cli.banner import announce
 from kiseki.service.checks import refuse_unsafe
 from kiseki.service.identity import with_development_key
-from kiseki.service.kinds import Listening, Parts
+from kiseki.service.kinds import PARTS, Listening, Parts
 from kiseki.service.launch import ignore_signals, read_launch
 from kiseki.service.logging import configure_logging
 from kiseki.service.masks import masking_of
@@ -25,14 +25,7 @@ from kiseki.service.process import run_process
 from kiseki.service.settings_sources import load_settings
 from kiseki.service.supervisor import supervise
 
-__all__ = ["PARTS", "serve", "work"]
-
-PARTS: Final[Mapping[str, Parts]] = {
-    "serve": Parts(command=True, query=True, updater=True),
-    "command-api": Parts(command=True),
-    "query-api": Parts(query=True),
-    "updater": Parts(updater=True),
-}
+__all__ = ["serve", "work"]
 
 
 def serve(kind: str, *, application: str | None, config: Path | None, options: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from kiseki.security.secrets.source import SecretSource
 from kiseki.service.settings import Settings
 from kiseki.service.store_urls import StoreUrl
 
-__all__ = ["PostgresStores"]
+__all__ = ["PostgresStores", "postgres_address"]
 
 _SCHEMAS: Final = {"journal": "kiseki_journal", "keys": "kiseki_keys", "read_model": "kiseki_read_models"}
 """The schemas that the stores have unless the URL says `schema=`: each can be backed up by itself."""
@@ -64,5 +64,10 @@ class PostgresStores:
         )
 
     def _address(self, url: StoreUrl) -> PostgresAddress:
-        passwords = partial(SecretPassword, self._secrets)
-        return PostgresAddress.parse(url.text, schema=_SCHEMAS[url.setting], passwords=passwords)
+        return postgres_address(url, self._secrets)
+
+
+def postgres_address(url: StoreUrl, secrets: SecretSource) -> PostgresAddress:
+    """Where one of the stores is, in the schema that it has unless the URL names another. Raises StoreUrlInvalid."""
+    passwords = partial(SecretPassword, secrets)
+    return PostgresAddress.parse(url.text, schema=_SCHEMAS[url.setting], passwords=passwords)

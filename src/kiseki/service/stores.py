@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final, Self
 
+from kiseki.application.system import SystemClock
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.journal.port import START
@@ -38,6 +39,7 @@ __all__ = [
     "migrate",
     "open_journal",
     "open_key_store",
+    "open_read_models",
     "open_revocations",
     "uses_data_directory",
 ]
@@ -198,6 +200,15 @@ async def open_key_store(settings: Settings, secrets: SecretSource) -> KeyStore:
     url = store_urls(settings).keys
     with _reached(url):
         return await _family(settings, url, secrets).keys(url)
+
+
+async def open_read_models(settings: Settings, secrets: SecretSource) -> ReadModels:
+    """The read models alone, for commands that look after them. Raises as Stores.open."""
+    url = store_urls(settings).read_model
+    with _reached(url):
+        if url.embedded:
+            await asyncio.to_thread(DataDirectory(settings.data_dir).prepare)
+        return await _family(settings, url, secrets).read_models(url, clock=SystemClock())
 
 
 async def open_revocations(settings: Settings, secrets: SecretSource) -> RevocationStore:

@@ -6,8 +6,7 @@ kept aside.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final
 
@@ -24,7 +23,7 @@ from kiseki.operations.backup.verify import LiveJournal, LiveKeys, lost_keys, re
 from kiseki.operations.errors import RestoreRefused
 from kiseki.security.key_store import KeyStore, KeyStoreCorrupt
 
-__all__ = ["CheckedJournal", "check_journal", "check_keys", "staged", "subjects_without_keys"]
+__all__ = ["CheckedJournal", "check_journal", "check_keys", "discarded_on_failure", "subjects_without_keys"]
 
 _SEALED: Final = SEALED_MARK.encode()
 _PAGE: Final = 500
@@ -40,16 +39,14 @@ class CheckedJournal(msgspec.Struct, frozen=True, kw_only=True):
     """When the newest commit of the staged one was decided (UTC)."""
 
 
-@asynccontextmanager
-async def staged(*parts: Staged) -> AsyncIterator[None]:
-    """Discards what is staged when the block raises; nothing of it is left then."""
-    try:
-        yield
-    except BaseException:
-        async with AsyncExitStack() as discarding:
-            for part in parts:
-                discarding.push_async_callback(part.discard)
-        raise
+def discarded_on_failure(part: Staged) -> Callable[..., Awaitable[None]]:
+    """For an exit stack: removes what is staged when its block raises, so that nothing of it is left."""
+
+    async def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            await part.discard()
+
+    return leave
 
 
 async def check_journal(
@@ -110,25 +107,29 @@ async def check_keys(keys: StagedKeys, *, live: LiveKeys, discard_newer: bool) -
     return lost
 
 
-async def subjects_without_keys(journal: TransferableJournal, keys: KeyStore) -> int:
-    """How many people have sealed data in a journal and neither keys nor a tombstone: what is theirs can't be read.
+async def subjects_without_keys(journal: TransferableJournal, keys: KeyStore) -> tuple[int, int]:
+    """How many people have sealed data in a journal, and how many of them neither keys nor a tombstone: what is theirs
+    can't be read. Holds the names of people in memory.
 
     Raises CorruptJournal, Unavailable.
     """
+    people: set[str] = set()
     missing: set[str] = set()
     position = await journal.beginning()
     while True:
         page = await journal.feed(position, limit=_PAGE)
         if not page.commits:
-            return len(missing)
+            return len(people), len(missing)
         subjects = {
             event.subject or commit.stream
             for commit in page.commits
             for event in commit.events
             if _SEALED in bytes(event.data)
         }
-        if subjects:
-            missing |= subjects - set(await keys.load(subjects))
+        unknown = subjects - people
+        if unknown:
+            people |= unknown
+            missing |= unknown - set(await keys.load(unknown))
         position = page.position
 
 

@@ -1,0 +1,271 @@
+"""`restore`: brings parts of a system back, in the order that loses and mixes nothing. Used by `kiseki backup restore`.
+
+1. Keys and journal are put together beside the live ones, from a backup or from continuous protection, whichever goes
+   further; both are read whole, and compared with what is live and with each other.
+2. Read models are forgotten: what they have applied may be what the restored journal does not have.
+3. The keys take their place, then the journal, each in one step; its feed begins a new epoch.
+4. The ledger of erasures is replayed, and read models are built from the journal.
+
+What is refused before step 2 leaves everything as it was. A run that was killed is made good by the same one again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from kiseki.application.context import Application
+from kiseki.kernel.errors import KisekiError
+from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.operations.backup.manifest import Contents, Part
+from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
+from kiseki.operations.backup.restore import check_journal, check_keys, discarded_on_failure, subjects_without_keys
+from kiseki.operations.backups import Backups
+from kiseki.operations.catching_up import BuildsInUse, catch_up, forget_builds, replay_erasures
+from kiseki.operations.errors import RestoreRefused
+from kiseki.operations.sources import journal_source, key_source
+from kiseki.security.key_store import KeyStore
+from kiseki.security.master_keys import open_master_keys
+from kiseki.security.protector import KeyProtector
+from kiseki.service.erasures import open_ledger
+from kiseki.service.secrets import vault_of
+from kiseki.service.sqlite_stores import DataDirectory
+from kiseki.service.store_urls import store_urls
+from kiseki.service.stores import Stores, open_read_models
+
+__all__ = ["RestorePlan", "RestoreReport", "restore"]
+
+
+class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator asked for."""
+
+    parts: frozenset[Part] = frozenset()
+    """What to restore; journal and key store, as far as they are lost, when empty."""
+    identity: str | None = None
+    """A backup of the journal; the newest there is, when None."""
+    until: datetime | None = None
+    """The journal as it was at a time (UTC)."""
+    discard_newer: bool = False
+    """What is live and newer may be lost. It is kept aside."""
+    catch_up: bool = True
+    """Builds read models before it is done; otherwise an updater does when it starts."""
+
+
+class RestoreReport(msgspec.Struct, kw_only=True):
+    """What was done."""
+
+    journal_from: str = ""
+    journal: Contents | None = None
+    journal_kept: str = ""
+    lost_commits: int | None = 0
+    """Commits that were live and are not restored; None when nobody knows."""
+    keys_from: str = ""
+    keys_kept: str = ""
+    lost_keys: int | None = 0
+    people_without_keys: int = 0
+    """Whose data in the journal can't be read any more, because their keys are younger than the copy of the keys."""
+    audit_records: int = 0
+    erasures: str = ""
+    left: list[str] = []
+    """What the operator still has to do, one line each."""
+    seconds: float = 0.0
+
+
+async def restore(backups: Backups, application: Application, plan: RestorePlan, progress: Progress) -> RestoreReport:
+    """Carries a plan out.
+
+    Raises RestoreRefused, BackupMissing, BackupDamaged, OperatorBusy, NoRoom, Unavailable. Before the first switch
+    nothing was changed then; later, the same again goes on.
+    """
+    began = time.monotonic()
+    report = RestoreReport()
+    place = backups.place(Part.JOURNAL if Part.JOURNAL in backups.parts else Part.KEYS)
+    async with place.lock("restore.lock"):
+        parts = plan.parts or await _lost(backups)
+        run = _Restore(backups, plan, report, progress)
+        if parts & {Part.JOURNAL, Part.KEYS}:
+            await run.journal_and_keys(parts)
+        if Part.AUDIT in parts:
+            report.audit_records = await backups.put_back_audit(progress)
+        if Part.JOURNAL in parts or Part.KEYS in parts:
+            await run.bring_into_force(application)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+async def _lost(backups: Backups) -> frozenset[Part]:
+    """Which of journal and key store are not there, or can't be read."""
+    lost = set()
+    for part, opened in ((Part.JOURNAL, backups.live.journal), (Part.KEYS, backups.live.keys)):
+        try:
+            async with opened() as store:
+                if store is None:
+                    lost.add(part)
+        except KisekiError:
+            lost.add(part)
+    if not lost:
+        raise RestoreRefused(
+            "journal and key store are there and can be read, so nothing was changed; to go back to a backup all the "
+            "same, name what to restore: --part journal, --part keys"
+        )
+    return frozenset(lost)
+
+
+class _Restore:
+    """One run, step by step."""
+
+    def __init__(self, backups: Backups, plan: RestorePlan, report: RestoreReport, progress: Progress) -> None:
+        self._backups = backups
+        self._settings = backups.settings
+        self._plan = plan
+        self._report = report
+        self._progress = progress
+
+    async def journal_and_keys(self, parts: frozenset[Part]) -> None:
+        """Stages, checks, and switches both, or the one that is asked for."""
+        async with AsyncExitStack() as opened:
+            work = await opened.enter_async_context(_work_folder(self._settings.data_dir))
+            keys = journal = None
+            if Part.KEYS in parts:
+                keys = await self._staged_keys(opened, work / "keys")
+            if Part.JOURNAL in parts:
+                journal = await self._staged_journal(opened, work / "journal")
+            self._progress("comparing journal and keys")
+            await self._together(keys, journal)
+            self._progress("forgetting read models")
+            await self._forget_read_models()
+            if keys is not None:
+                switched = await keys.switch()
+                self._report.keys_kept = switched.kept
+                self._report.left += switched.left
+            if journal is not None:
+                switched = await journal.switch()
+                self._report.journal_kept = switched.kept
+                self._report.left += switched.left
+
+    async def bring_into_force(self, application: Application) -> None:
+        """Erasures, then read models, on the restored stores."""
+        self._progress("replaying erasures")
+        stores = await Stores.open(
+            self._settings, clock=self._backups.clock, telemetry=NoTelemetry(), make=self._settings.development
+        )
+        try:
+            if self._plan.catch_up:
+                replayed = await replay_erasures(application, self._settings, stores, everything=True)
+                self._report.erasures = str(replayed)
+                self._progress("building read models")
+                await catch_up(application, application.projections, self._settings, stores)
+            else:
+                self._report.erasures = "replayed by the first process that starts, before it serves"
+        finally:
+            await stores.close()
+
+    async def _staged_keys(self, opened: AsyncExitStack, work: Path) -> StagedKeys:
+        source = await key_source(self._backups)
+        self._report.keys_from = source.name
+        keys = await opened.enter_async_context(source.staged(work, self._progress))
+        opened.push_async_exit(discarded_on_failure(keys))
+        self._report.lost_keys = await check_keys(
+            keys, live=self._backups.live.keys, discard_newer=self._plan.discard_newer
+        )
+        return keys
+
+    async def _staged_journal(self, opened: AsyncExitStack, work: Path) -> StagedJournal:
+        source = await journal_source(self._backups, self._plan.identity, self._plan.until)
+        self._report.journal_from = source.name
+        journal = await opened.enter_async_context(source.staged(work, self._progress))
+        opened.push_async_exit(discarded_on_failure(journal))
+        checked = await check_journal(
+            journal,
+            name=source.name,
+            wanted=source.contents,
+            live=self._backups.live.journal,
+            discard_newer=self._plan.discard_newer,
+            progress=self._progress,
+        )
+        self._report.journal, self._report.lost_commits = checked.contents, checked.lost_commits
+        return journal
+
+    async def _together(self, keys: StagedKeys | None, journal: StagedJournal | None) -> None:
+        """Raises RestoreRefused when keys, journal, master key and ledger do not fit: nothing could be served then."""
+        async with AsyncExitStack() as opened:
+            key_store: KeyStore | None = await opened.enter_async_context(
+                self._backups.live.keys() if keys is None else keys.opened()
+            )
+            if key_store is None:
+                raise RestoreRefused(
+                    "there is no key store, and no journal can be read without one; restore it too: --part keys"
+                )
+            master_keys = await open_master_keys(
+                self._settings.master_key,
+                previous=self._settings.master_keys_previous,
+                default=DataDirectory(self._settings.data_dir).master_key,
+                vault=vault_of(self._settings),
+                make=False,
+            )
+            opened.push_async_callback(master_keys.close)
+            protector = await KeyProtector.open(store=key_store, wrapper=master_keys, clock=self._backups.clock, ttl=0)
+            ledger = await open_ledger(
+                self._settings.erasure_ledger,
+                self._settings.data_dir,
+                digests=protector.digests,
+                clock=self._backups.clock,
+                secrets=self._backups.secrets,
+                begin=self._settings.development,
+            )
+            await ledger.close()
+            there = await opened.enter_async_context(
+                self._backups.live.journal() if journal is None else journal.opened()
+            )
+            if there is None:
+                return
+            people, without = await subjects_without_keys(there, key_store)
+            if people and without == people:
+                raise RestoreRefused(
+                    "the key store knows nobody of whom this journal has data: they do not belong together; check "
+                    "where `keys` and `backup_keys` lead"
+                )
+            self._report.people_without_keys = without
+
+    async def _forget_read_models(self) -> None:
+        """They are built anew: what they applied may be what the restored journal lacks."""
+        url = store_urls(self._settings).read_model
+        try:
+            read_models = await open_read_models(self._settings, self._backups.secrets)
+            try:
+                await forget_builds(read_models.builds)
+            finally:
+                await read_models.close()
+        except BuildsInUse:
+            raise
+        except KisekiError:
+            if not url.embedded or not await asyncio.to_thread(self._backups.live.read_models_folder.is_dir):
+                raise
+            # Damaged files can't be asked to forget.
+            await asyncio.to_thread(shutil.rmtree, self._backups.live.read_models_folder)
+
+
+@asynccontextmanager
+async def _work_folder(data_dir: Path) -> AsyncIterator[Path]:
+    """An empty folder on the disk of the data directory, gone at the end."""
+
+    def make() -> Path:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".restore-", dir=data_dir))
+        for name in ("keys", "journal"):
+            (folder / name).mkdir()
+        return folder
+
+    folder = await asyncio.to_thread(make)
+    try:
+        yield folder
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

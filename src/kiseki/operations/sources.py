@@ -1,0 +1,105 @@
+"""What a restore starts from: a backup, or what continuous protection has, whichever goes further. Used by `restore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from kiseki.operations.backup.files import opened_backup
+from kiseki.operations.backup.manifest import Contents, Manifest, Part
+from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
+from kiseki.operations.backups import Backups
+from kiseki.operations.errors import BackupMissing
+
+__all__ = ["Source", "journal_source", "key_source"]
+
+T = TypeVar("T")
+
+
+class Source(NamedTuple, Generic[T]):
+    """Where a store comes from."""
+
+    name: str
+    """For messages."""
+    contents: Contents | None
+    """What has to be in it, where that is known."""
+    staged: Callable[[Path, Progress], AbstractAsyncContextManager[T]]
+    """Stages it, with an empty folder to work in, for the time of the block. Raises BackupDamaged, Unavailable."""
+
+
+async def journal_source(backups: Backups, identity: str | None, until: datetime | None) -> Source[StagedJournal]:
+    """The backup of an id; else what goes furthest, up to a time (UTC). Raises BackupMissing."""
+    catalog = backups.catalog(Part.JOURNAL)
+    if identity is not None:
+        return _journal_backup(backups, await catalog.find(Part.JOURNAL, identity))
+    newest = await _newest(backups, Part.JOURNAL, until)
+    protection = backups.journal_protection()
+    through = None if protection is None else await protection.through()
+    if protection is not None and through is not None and (newest is None or through >= newest.made.as_of):
+
+        @asynccontextmanager
+        async def recovered(work: Path, progress: Progress) -> AsyncIterator[StagedJournal]:
+            yield await protection.recover(work, progress, until=until)
+
+        reach = through if until is None else min(through, until)
+        return Source(f"continuous protection, which goes to {reach:%Y-%m-%d %H:%M:%S} UTC", None, recovered)
+    if newest is None:
+        raise _missing(Part.JOURNAL, backups, until)
+    return _journal_backup(backups, newest)
+
+
+async def key_source(backups: Backups) -> Source[StagedKeys]:
+    """What goes furthest. Raises BackupMissing."""
+    newest = await _newest(backups, Part.KEYS, None)
+    protection = backups.key_protection()
+    through = None if protection is None else await protection.through()
+    if protection is not None and through is not None and (newest is None or through >= newest.made.as_of):
+
+        @asynccontextmanager
+        async def recovered(work: Path, progress: Progress) -> AsyncIterator[StagedKeys]:
+            yield await protection.recover(work, progress)
+
+        return Source(f"continuous protection, which goes to {through:%Y-%m-%d %H:%M:%S} UTC", None, recovered)
+    if newest is None:
+        raise _missing(Part.KEYS, backups, None)
+    manifest = newest
+
+    @asynccontextmanager
+    async def staged(_work: Path, progress: Progress) -> AsyncIterator[StagedKeys]:
+        async with opened_backup(backups.catalog(Part.KEYS), manifest, progress) as folder:
+            yield await backups.drivers.keys().stage(folder, manifest, progress)
+
+    return Source(_name(manifest), None, staged)
+
+
+def _journal_backup(backups: Backups, manifest: Manifest) -> Source[StagedJournal]:
+    @asynccontextmanager
+    async def staged(_work: Path, progress: Progress) -> AsyncIterator[StagedJournal]:
+        async with opened_backup(backups.catalog(Part.JOURNAL), manifest, progress) as folder:
+            yield await backups.drivers.journal().stage(folder, manifest, progress)
+
+    return Source(_name(manifest), manifest.made.contents, staged)
+
+
+async def _newest(backups: Backups, part: Part, until: datetime | None) -> Manifest | None:
+    """The newest whole backup, of before a time. A place without any is no fault here."""
+    listed = await backups.catalog(part).list(part)
+    whole = [one.manifest for one in listed if one.manifest is not None]
+    fitting = [one for one in whole if until is None or one.made.as_of <= until]
+    return fitting[-1] if fitting else None
+
+
+def _name(manifest: Manifest) -> str:
+    return f"the backup {manifest.id}"
+
+
+def _missing(part: Part, backups: Backups, until: datetime | None) -> BackupMissing:
+    when = "" if until is None else f" of before {until:%Y-%m-%d %H:%M:%S} UTC"
+    return BackupMissing(
+        f"there is no backup of {part}{when} in {backups.place(part).label}; check the settings `backup` and "
+        "`backup_keys`"
+    )
