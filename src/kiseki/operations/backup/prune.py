@@ -15,7 +15,7 @@ from kiseki.operations.backup.catalog import Catalog, Listed, refuse_wrong_clock
 from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backup.port import PartBackups, Progress
 
-__all__ = ["PRIVATE", "Pruned", "prune"]
+__all__ = ["PRIVATE", "Pruned", "going", "prune"]
 
 PRIVATE: Final = frozenset({Part.KEYS, Part.READ_MODELS})
 """The parts whose copies have to go in time."""
@@ -43,27 +43,28 @@ async def prune(
         now = clock.now()
         refuse_wrong_clock(listed, now)
         cutoff = now - timedelta(days=days)
-        going = _going(part, listed, cutoff)
-        for one in going:
+        old = going(part, listed, cutoff)
+        for one in old:
             progress(f"removing {one.id}")
             if one.manifest is not None:
                 await driver.forget(one.manifest)
             await catalog.remove(one)
-    left = [one for one in listed if one not in going]
-    return Pruned(removed=tuple(one.id for one in going), kept=len(left), warnings=tuple(_warnings(part, left, cutoff)))
+    left = [one for one in listed if one not in old]
+    return Pruned(removed=tuple(one.id for one in old), kept=len(left), warnings=tuple(_warnings(part, left, cutoff)))
 
 
-def _going(part: Part, listed: Sequence[Listed], cutoff: datetime) -> list[Listed]:
+def going(part: Part, listed: Sequence[Listed], cutoff: datetime) -> list[Listed]:
+    """The backups that are to be removed: older than `cutoff`, as far as their part lets go of them."""
     newest_proved = max((one.id for one in listed if one.verified), default="")
-    going = []
+    old = []
     for one in listed:
         if one.manifest is None:
             # Nobody makes one now: this holds the lock. A manifest that can't be read may yet be mended by hand.
             if not one.finished or part in PRIVATE:
-                going.append(one)
+                old.append(one)
         elif one.manifest.made.as_of < cutoff and (part in PRIVATE or one.id < newest_proved):
-            going.append(one)
-    return going
+            old.append(one)
+    return old
 
 
 def _warnings(part: Part, left: Sequence[Listed], cutoff: datetime) -> list[str]:
