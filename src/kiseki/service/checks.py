@@ -29,6 +29,7 @@ from kiseki.service.identity import has_keys
 from kiseki.service.kinds import Parts
 from kiseki.service.limits import IN_MEMORY
 from kiseki.service.settings import Settings
+from kiseki.service.shutdown_times import shutdown_shares
 from kiseki.service.store_urls import store_urls
 from kiseki.service.transport import is_loopback
 
@@ -73,7 +74,7 @@ def findings(settings: Settings, environ: Mapping[str, str], parts: Parts = _EVE
         for part in (_management, _stores, _personal_data, _audit):
             found += part(settings)
         found += [Finding(*one) for one in (*aws_findings(environ), *vault_findings(settings.vault_address))]
-    found += _timing(settings)
+    found += _timing(settings, parts)
     return found
 
 
@@ -324,29 +325,33 @@ def _limits(settings: Settings, parts: Parts) -> list[Finding]:
     ]
 
 
-def _timing(settings: Settings) -> list[Finding]:
+def _timing(settings: Settings, parts: Parts) -> list[Finding]:
     """Times that have to fit into each other."""
     found = []
     grace = settings.termination_grace
-    if grace is not None and settings.shutdown_total > grace:
+    shares = shutdown_shares(settings, parts)
+    total = sum(share.seconds for share in shares)
+    if grace is not None and total > grace:
         found.append(
             Finding(
                 "shutdown",
-                f"a shutdown may take {settings.shutdown_total:g} s, but the platform kills after {grace:g} s "
-                "(termination_grace), which would cut requests",
+                f"a shutdown may take {total:g} s ({' + '.join(f'{one.setting} {one.seconds:g}' for one in shares)}), "
+                f"but the platform kills after {grace:g} s (termination_grace), which would cut what is not done",
                 "shorten drain_delay or the other delays, or raise the platform's grace period and this setting",
             )
         )
+    if not parts.apis:
+        return found
     if settings.requests_done_timeout < settings.request_timeout:
         found.append(
             Finding(
                 "shutdown",
                 f"a request may take {settings.request_timeout:g} s (request_timeout), but a shutdown waits "
-                f"{settings.requests_done_timeout:g} s for it (requests_done_timeout) and then cuts it",
+                f"{settings.requests_done_timeout:g} s for it (requests_done_timeout) and then gives it up",
                 "make requests_done_timeout at least as long as request_timeout",
             )
         )
-    if settings.consistency_wait >= settings.request_timeout:
+    if parts.query and settings.consistency_wait >= settings.request_timeout:
         found.append(
             Finding(
                 "timeouts",

@@ -1,12 +1,13 @@
-"""`Parts`: which parts of a service one process runs; and where it listens. Used by composition and supervisor."""
+"""`Parts`: which parts of a service one process runs, and where it listens. Used by composition and supervisor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
-__all__ = ["Listening", "Parts"]
+__all__ = ["PARTS", "Listening", "Parts"]
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,15 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     def without_updater(self) -> Parts:
         """The same APIs alone."""
         return Parts(command=self.command, query=self.query)
+
+
+PARTS: Final[Mapping[str, Parts]] = {
+    "serve": Parts(command=True, query=True, updater=True),
+    "command-api": Parts(command=True),
+    "query-api": Parts(query=True),
+    "updater": Parts(updater=True),
+}
+"""What each command of `kiseki` that starts a process runs."""
 
 
 class Listening(msgspec.Struct, frozen=True, kw_only=True):

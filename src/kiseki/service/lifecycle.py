@@ -1,7 +1,7 @@
 """`CoordinatedShutdown`: how a process ends without losing or cutting anything. Used by every kind of process.
 
 Parts of a process register tasks in phases; when shutdown starts, the phases run one after the other and the tasks of a
-phase together. SIGTERM and SIGINT start it; the same signal again shortens the drain delay.
+phase together. SIGTERM and SIGINT start it; either of them again shortens the drain delay.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
+
+from kiseki.kernel.errors import KisekiError
 
 __all__ = ["SIGNALS", "CoordinatedShutdown", "Phase", "ShutdownTask"]
 
@@ -69,6 +71,11 @@ class CoordinatedShutdown:
     def late(self) -> tuple[str, ...]:
         """The tasks that were late or failed, as `phase/name`."""
         return tuple(self._late)
+
+    @property
+    def phases(self) -> frozenset[Phase]:
+        """The phases that have a task."""
+        return frozenset(phase for phase, tasks in self._tasks.items() if tasks)
 
     def add(self, phase: Phase, name: str, task: ShutdownTask) -> None:
         """Registers a task. Tasks added once their phase has begun are not run."""
@@ -146,7 +153,10 @@ class CoordinatedShutdown:
             task.cancel()
         for task in done:
             problem = None if task.cancelled() else task.exception()
-            if task.cancelled() or problem is not None:
+            if isinstance(problem, KisekiError):
+                self._late.append(f"{phase.value}/{running[task]}")
+                _log.error("shutdown phase %s: %s failed: %s", phase.value, running[task], problem)
+            elif task.cancelled() or problem is not None:
                 self._late.append(f"{phase.value}/{running[task]}")
                 _log.error("shutdown phase %s: %s failed", phase.value, running[task], exc_info=problem)
 

@@ -23,7 +23,7 @@ from kiseki.kernel.ports import AuditEvent, Auditor
 from kiseki.service.admission import Admission, Seat
 from kiseki.service.responses import CLOSE, HSTS, SECURITY_HEADERS
 from kiseki.service.serving import Serving
-from kiseki.service.shell import ACCEPTED, AUTHORITY
+from kiseki.service.shell import ACCEPTED, AUTHORITY, BEHIND
 
 __all__ = ["ConnectionLimits", "GuardedProtocol", "Guards"]
 
@@ -181,6 +181,16 @@ class GuardedProtocol(HttpToolsProtocol):
             return True
         return not self._in_message and (self.cycle is None or self.cycle.response_complete)
 
+    @property
+    def unsent(self) -> int:
+        """Bytes of answers that the client has not taken yet."""
+        return int(self.transport.get_write_buffer_size())
+
+    def give_up(self) -> None:
+        """Refuses a request whose head has not come in full, for a server that ends."""
+        if self._in_message and not self._head_complete and not self._refused:
+            self._refuse(408, "REQUEST_TIMEOUT", "the request did not arrive before the service ended")
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.scheme == "https":
@@ -257,8 +267,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._disarm()
         self._waiting = False
         self._coding = None
-        if self._serving.unbound and self.requests == 0:
-            cast("dict[str, Any]", self.scope)[ACCEPTED] = True
+        scope = cast("dict[str, Any]", self.scope)
+        if not self._serving.unbound or self.requests == 0:
+            scope[ACCEPTED] = True
+        scope[BEHIND] = self.pipeline
         self.requests += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:

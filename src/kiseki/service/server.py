@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 _BACKLOG: Final = 2_048
 _YOUNG: Final = 1.0
 """Seconds in which an accepted connection that has not sent its request yet is waited for at shutdown."""
+_LAST_ANSWERS: Final = 1.5
+"""Seconds before the end of the time for requests in which those that are not done are answered so."""
 _POLL: Final = 0.02
 _BATCH: Final = 64
 """How many connections are accepted in one turn of the event loop."""
@@ -204,16 +207,35 @@ class HttpServer:
         await self._take_queued()
         self._listener.close()
 
-    async def requests_done(self) -> None:
-        """Returns when every accepted request is answered."""
+    async def requests_done(self, within: float = math.inf) -> None:
+        """Returns when every accepted request is answered and every answer has been taken.
+
+        In the last part of `within` seconds what is still going on is answered all the same: a request that is handled
+        with 503, one that has not arrived in full with 408. Clients that do not take their answers are not waited for
+        longer.
+        """
         loop = asyncio.get_running_loop()
-        while True:
-            await self._serving.idle()
-            now = loop.time()
-            expected = any(self._expected(connection, now) for connection in self._connections())
-            if not expected and not any(now - begun < _YOUNG for begun in self._handshakes.values()):
+        begun = loop.time()
+        # In this order: answers, the sweep of deadlines that brings them, and a moment for clients to take them.
+        last = min(_LAST_ANSWERS, within / 2)
+        if within < math.inf:
+            self._serving.end_within(within - last)
+        while self._busy(loop.time()):
+            left = within - (loop.time() - begun)
+            if left <= last / 2:
+                for connection in self._connections():
+                    connection.give_up()
+            if left <= last / 4 and not self._serving.in_flight:
+                _log.warning("clients that do not take their answers are not waited for any longer")
                 return
             await asyncio.sleep(_POLL)
+
+    def _busy(self, now: float) -> bool:
+        return (
+            self._serving.in_flight > 0
+            or any(self._expected(connection, now) for connection in self._connections())
+            or any(now - begun < _YOUNG for begun in self._handshakes.values())
+        )
 
     async def stop(self) -> None:
         """Closes all connections: those that have ended properly, and after a moment whatever is left."""
@@ -320,7 +342,10 @@ class HttpServer:
 
     @staticmethod
     def _expected(connection: GuardedProtocol, now: float) -> bool:
-        """Whether a request may still be on its way: the connection was just accepted, or has sent a part of one."""
+        """Whether a request may still be on its way: the connection was just accepted, or has sent a part of one; or an
+        answer."""
+        if connection.unsent:
+            return True
         if connection.transport.is_closing():
             return False
         return not connection.idle or (connection.requests == 0 and now - connection.opened < _YOUNG)

@@ -7,6 +7,7 @@ cost more than the rest of this shell.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -33,6 +34,7 @@ class Serving:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._tickets: set[Ticket] = set()
+        self._end = math.inf
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -47,13 +49,13 @@ class Serving:
 
     def enter(self, seconds: float) -> Ticket:
         """Begins a request of the current task; it is cancelled when it has not ended in this time."""
-        ticket = Ticket(asyncio.current_task(), self._clock() + seconds)
+        ticket = Ticket(asyncio.current_task(), min(self._clock() + seconds, self._end))
         self._tickets.add(ticket)
         return ticket
 
     def extend(self, ticket: Ticket, seconds: float) -> None:
-        """Gives a request this much time from now."""
-        ticket.deadline = self._clock() + seconds
+        """Gives a request this much time from now, or what is left until all requests have to end."""
+        ticket.deadline = min(self._clock() + seconds, self._end)
 
     def leave(self, ticket: Ticket) -> None:
         """Ends a request."""
@@ -66,6 +68,12 @@ class Serving:
         self.draining = self.unbound = True
         if self._tickets:
             self._idle.clear()
+
+    def end_within(self, seconds: float) -> None:
+        """From here on no request has more than these seconds, whatever it was given; what is late is answered so."""
+        self._end = self._clock() + seconds
+        for ticket in self._tickets:
+            ticket.deadline = min(ticket.deadline, self._end)
 
     async def idle(self) -> None:
         """Returns when no request is in flight; meant for after `unbind`."""

@@ -146,9 +146,7 @@ class Settings(BaseSettings):
 
     # Backups. A place is a folder, or s3://bucket/prefix?region=eu-west-1.
     backup: str = Field("", description="Where backups of journal, claims and audit log go.")
-    backup_keys: str = Field(
-        "", description="Where backups of the key store go: never beside those of the journal."
-    )
+    backup_keys: str = Field("", description="Where backups of the key store go: never beside those of the journal.")
     backup_read_models: str = Field("", description="Where backups of read models go; none unless set.")
     backup_days: float | None = Field(
         None, gt=0, le=3_650, description="Days that backups are kept; 30 with DynamoDB, else 7."
@@ -206,7 +204,7 @@ class Settings(BaseSettings):
         default_factory=_by_profile(development=None, production=120.0),
         gt=0,
         description="What the platform gives between SIGTERM and SIGKILL (ECS `stopTimeout`, at most 120; Kubernetes "
-        "`terminationGracePeriodSeconds`, 30 unless set). The delays above must fit in it.",
+        "`terminationGracePeriodSeconds`, 30 unless set). What a process does of the above must fit in it.",
     )
 
     # HTTP. Limits are checked before a request costs anything.
@@ -249,13 +247,6 @@ class Settings(BaseSettings):
     def development(self) -> bool:
         """Whether conveniences of the development profile are on."""
         return self.profile == "development"
-
-    @property
-    def shutdown_total(self) -> float:
-        """The longest that a coordinated shutdown takes, in seconds; under a supervisor the updater ends last."""
-        ending = self.stop_timeout + self.projections_timeout + self.flush_timeout + self.close_timeout
-        total = self.drain_delay + self.unbind_timeout + self.requests_done_timeout + ending
-        return total if self.workers == 1 else total + ending
 
     @classmethod
     def settings_customise_sources(

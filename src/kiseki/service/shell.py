@@ -27,6 +27,7 @@ from kiseki.service.serving import Serving, Ticket
 __all__ = [
     "ACCEPTED",
     "AUTHORITY",
+    "BEHIND",
     "ClientGone",
     "Exchange",
     "HttpLimits",
@@ -39,7 +40,11 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 ACCEPTED: Final = "kiseki.accepted"
-"""In the scope of the first request of a connection that was accepted before unbinding: it is still served."""
+"""In the scope of a request that began before unbinding, or is the first of a connection that was accepted before: it
+is still served."""
+
+BEHIND: Final = "kiseki.behind"
+"""In the scope: the requests that came behind this one on its connection and wait for their turn."""
 
 AUTHORITY: Final = "kiseki.authority"
 """In the scope of a request whose target is absolute (`GET http://host/path`): the host that it names."""
@@ -247,7 +252,7 @@ class Shell:
             self.serving.extend(exchange.ticket, self._limits.request_timeout)
             if status >= 400 and exchange.path not in self._probes:
                 self._log_refusal(exchange, answer)
-            await self._send(exchange, answer, send, secure=self._hsts or scope["scheme"] == "https")
+            await self._send(exchange, answer, send, scope)
         except ClientGone:
             _log.info("the client went away before its request was complete")
         except asyncio.CancelledError:
@@ -380,8 +385,11 @@ class Shell:
                     return candidate
         return route
 
-    async def _send(self, exchange: Exchange, answer: Answer, send: Send, *, secure: bool) -> None:
+    async def _send(self, exchange: Exchange, answer: Answer, send: Send, scope: Scope) -> None:
+        secure = self._hsts or scope["scheme"] == "https"
         must_close = exchange.must_close()
+        # RFC 9112, 9.6: after an answer that closes no further one may come, so the last of several that came says so.
+        leaving = self.serving.draining and not (scope.get(BEHIND) and (not self.serving.unbound or ACCEPTED in scope))
         extra: tuple[tuple[bytes, bytes], ...] = _SECURE if secure else ()
         if self._cors is not None:
             extra += self._cors.headers(exchange.head.origin)
@@ -390,7 +398,7 @@ class Shell:
             answer,
             correlation_id=exchange.correlation_id,
             extra=extra,
-            close=must_close or self.serving.draining or answer.status == 408,
+            close=must_close or leaving or answer.status == 408,
             unread=exchange.receive if must_close and answer.status != 408 else None,
         )
 

@@ -24,6 +24,7 @@ from kiseki.service.shell import HttpLimits
 from tests.support import gate
 
 READ_TIMEOUT = 0.6
+LARGE = bytes(8_000_000)
 HEAD = b"POST /api/graphql HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -50,7 +51,8 @@ class Endpoint:
         self.bodies.append(request.body)
         self.entered.set()
         await self.gate.wait()
-        return Answer(200, ((b"content-type", b"application/json"),), request.body)
+        body = LARGE if request.body == b"large" else request.body
+        return Answer(200, ((b"content-type", b"application/json"),), body)
 
 
 class Telemetry:
@@ -117,6 +119,7 @@ async def service() -> AsyncIterator[Service]:
 @asynccontextmanager
 async def running(**changes: Any) -> AsyncIterator[Service]:
     serving = Serving(time.monotonic)
+    read_timeout = changes.get("read_timeout", READ_TIMEOUT)
     endpoint = Endpoint()
     app = api_app(
         "command",
@@ -125,11 +128,11 @@ async def running(**changes: Any) -> AsyncIterator[Service]:
         gate=gate(DevelopmentIdentity(actor="a", roles=frozenset({"user"}))),
         development=False,
         serving=serving,
-        limits=HttpLimits(body=65_536, uri=2_048, headers=16_384, read_timeout=READ_TIMEOUT, request_timeout=10),
+        limits=HttpLimits(body=65_536, uri=2_048, headers=16_384, read_timeout=read_timeout, request_timeout=10),
         ids=UlidSource(),
         telemetry=Telemetry(),
     )
-    limits = ConnectionLimits(head_bytes=32_768, read_timeout=READ_TIMEOUT, idle=changes.get("idle", 75))
+    limits = ConnectionLimits(head_bytes=32_768, read_timeout=read_timeout, idle=changes.get("idle", 75))
     server = HttpServer(
         app, bind("127.0.0.1", 0, "command_port"), serving=serving, limits=limits, keep_alive=changes.get("idle", 75)
     )
@@ -421,6 +424,99 @@ async def test_what_the_kernel_had_accepted_at_unbinding_is_answered(service: Se
         client.settimeout(5)
         assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
         client.close()
+
+
+async def test_pipelined_requests_are_all_answered_while_it_drains(service: Service) -> None:
+    async with service.connection() as connection:
+        service.endpoint.gate.clear()
+        for number in range(5):
+            connection.post(b"%d" % number)
+        await service.endpoint.entered.wait()
+        service.serving.draining = True
+        service.endpoint.gate.set()
+        answers = [await connection.response() for _ in range(5)]
+        assert [answer.body for answer in answers] == [b"0", b"1", b"2", b"3", b"4"]
+        # Only the last one closes: a client need not look at what comes behind an answer that does.
+        assert ["connection" in answer.headers for answer in answers] == [False] * 4 + [True]
+        assert await connection.ended()
+
+
+async def test_pipelined_requests_that_came_before_unbinding_are_all_answered(service: Service) -> None:
+    async with service.connection() as connection:
+        service.endpoint.gate.clear()
+        for number in range(5):
+            connection.post(b"%d" % number)
+        await service.endpoint.entered.wait()
+        await service.server.unbind()
+        service.endpoint.gate.set()
+        assert [(await connection.response()).status for _ in range(5)] == [200] * 5
+        assert await connection.ended()
+        await asyncio.wait_for(service.server.requests_done(), 5)
+
+
+async def test_a_request_that_had_begun_on_a_kept_connection_at_unbinding_is_served(service: Service) -> None:
+    async with service.connection() as kept:
+        kept.post(b"{}")
+        await kept.response()
+        (protocol,) = service.server._connections()
+        kept.send(HEAD)
+        await service.eventually(lambda: protocol.requests == 2)
+        await service.server.unbind()
+        kept.send(b"Content-Length: 2\r\n\r\n{}")
+        assert (await kept.response()).status == 200
+        assert await kept.ended()
+
+
+async def test_what_is_not_done_in_time_is_answered_and_not_cut(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(read_timeout=60) as service:
+        service.endpoint.gate.clear()
+        async with service.connection() as stuck, service.connection() as half, service.connection() as slow:
+            stuck.post(b"{}")
+            half.send(HEAD)
+            slow.send(HEAD + b"Content-Length: 100\r\n\r\n{")
+            await service.endpoint.entered.wait()
+            await service.eventually(lambda: service.server.connections == 3)
+            await service.server.unbind()
+            begun = asyncio.get_running_loop().time()
+            done = asyncio.create_task(service.server.requests_done(2.0))
+            answers = [await connection.response() for connection in (stuck, half, slow)]
+            await done
+            assert asyncio.get_running_loop().time() - begun < 2.0
+            await service.server.stop()
+            assert [answer.status for answer in answers] == [503, 408, 408]
+            assert answers[0].code == "TIMEOUT"
+            assert all(answer.headers["connection"] == "close" for answer in answers)
+
+
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(service: Service) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.setblocking(False)
+        await loop.sock_sendall(client, HEAD + b"Content-Length: 5\r\n\r\nlarge")
+        await service.eventually(lambda: bool(service.endpoint.bodies) and service.serving.in_flight == 0)
+        await service.server.unbind()
+        done = asyncio.create_task(service.server.requests_done(10.0))
+        await asyncio.sleep(0.1)
+        assert not done.done()
+        answer = b""
+        while not answer.endswith(LARGE):
+            part = await loop.sock_recv(client, 1_000_000)
+            assert part
+            answer += part
+        await asyncio.wait_for(done, 5)
+
+
+async def test_a_client_that_does_not_take_its_answer_holds_up_nothing(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_connection(("127.0.0.1", service.port)) as client:
+        client.setblocking(False)
+        await loop.sock_sendall(client, HEAD + b"Content-Length: 5\r\n\r\nlarge")
+        await service.eventually(lambda: bool(service.endpoint.bodies) and service.serving.in_flight == 0)
+        await service.server.unbind()
+        await asyncio.wait_for(service.server.requests_done(0.4), 5)
+    assert "do not take their answers" in caplog.text
 
 
 async def test_stopping_ends_every_connection(service: Service) -> None:

@@ -162,10 +162,51 @@ def test_inner_times_have_to_be_shorter_than_outer_ones() -> None:
     assert names(consistency_wait=10) == ["timeouts"]
 
 
-def test_a_shutdown_has_to_fit_in_what_the_platform_gives() -> None:
-    assert names(termination_grace=30) == ["shutdown"]
-    assert names(termination_grace=41) == []
+# In development: drain 3, unbind 2, requests 10, stop 5, projections 10, flush 5, close 5.
+@pytest.mark.parametrize(
+    ("parts", "workers", "longest"),
+    [
+        (SERVE, 1, 40),
+        (COMMAND_API, 1, 30),
+        (QUERY_API, 1, 30),
+        (UPDATER, 1, 20),
+        # A supervisor: its workers, a moment before one that hangs is killed, the updater and the same, and itself.
+        (SERVE, 2, 30 + 5 + 20 + 5 + 5),
+        (COMMAND_API, 2, 30 + 5 + 5),
+        # There is one updater, whatever is set for APIs.
+        (UPDATER, 2, 20),
+    ],
+)
+def test_a_shutdown_has_to_fit_in_what_the_platform_gives(parts: Parts, workers: int, longest: float) -> None:
+    given: dict[str, Any] = {"parts": parts, "workers": workers}
+    assert names(**given, termination_grace=longest) == []
+    assert names(**given, termination_grace=longest - 1) == ["shutdown"]
+
+
+def test_in_production_the_defaults_fit_in_what_ecs_gives() -> None:
+    assert safe_but(workers=8, rate_store="rediss://cache.example") == []
     assert safe_but(termination_grace=30) == ["shutdown"]
+
+
+def test_the_finding_names_the_numbers() -> None:
+    (found,) = findings(Settings(termination_grace=12), {}, UPDATER)
+    assert "20 s (projections_timeout 10 + flush_timeout 5 + close_timeout 5)" in found.problem
+    assert "kills after 12 s (termination_grace)" in found.problem
+
+
+def test_the_command_line_says_the_same_for_each_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kiseki.toml").write_text("termination_grace = 25\n")
+    assert run(["check", "--process", "updater"]) == 0
+    assert run(["check", "--process", "command-api"]) == 1
+    assert "shutdown: a shutdown may take 30 s (drain_delay 3 + " in capsys.readouterr().out
+    assert run(["check", "--process", "worker"]) == 2
+
+
+def test_an_updater_has_no_requests() -> None:
+    assert names(parts=UPDATER, request_timeout=11, consistency_wait=20) == []
 
 
 def test_links_into_the_data_are_followed(tmp_path: Path) -> None:

@@ -143,10 +143,6 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         settings.workers = 3  # type: ignore[misc]
 
 
-def test_the_longest_shutdown_counts_every_phase(tmp_path: Path) -> None:
-    assert load(tmp_path, environ={"KISEKI_DRAIN_DELAY": "1"}).shutdown_total == 38.0
-
-
 def test_every_setting_is_used_somewhere() -> None:
     package = Path(kiseki.__file__).parent
     source = "".join(
