@@ -1,4 +1,4 @@
-"""`Backups`: everything about the backups of one service, from its settings: where they are, what makes them, what is live.
+"""`Backups`: all about the backups of one service, from its settings: where they are, what makes them, what is live.
 
 Used by the command line and by the drill. The work itself is in `backup/`, the drivers in the packages of the stores.
 """
@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Self
 
 from kiseki.application.system import SystemClock
-from kiseki.kernel.errors import KisekiError
-from kiseki.operations.backup.catalog import Catalog, Listed, Verification, verified_by
+from kiseki.operations.backup.catalog import Catalog, Verification
 from kiseki.operations.backup.create import create_backup
+from kiseki.operations.backup.files import opened_backup
 from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backup.port import Progress
 from kiseki.operations.backup.prune import PRIVATE, Pruned, prune
@@ -24,6 +24,8 @@ from kiseki.operations.places.opening import open_place
 from kiseki.operations.places.port import Place
 from kiseki.operations.protect.port import JournalProtection, KeyProtection, Protection
 from kiseki.security.secrets.source import SecretSource
+from kiseki.operations.audit_target import audit_target
+from kiseki.service.backup_places import mixed_places
 from kiseki.service.secrets import opened_secrets
 from kiseki.service.settings import Settings
 from kiseki.service.store_urls import StoreKind, store_urls
@@ -47,7 +49,7 @@ class Backups:
         self.secrets = secrets
         self.live = LiveStores(settings, secrets)
         self.clock = SystemClock()
-        self.drivers = Drivers(settings, secrets, clock=self.clock)
+        self.drivers = Drivers(settings, secrets, live=self.live, clock=self.clock)
         self._opened = opened
         self._places: dict[str, Place] = {}
 
@@ -55,7 +57,8 @@ class Backups:
     @asynccontextmanager
     async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
         """For the time of a piece of work. Raises BackupRefused when places and stores would not be apart."""
-        refuse_mixed(settings)
+        for mixed in mixed_places(settings):
+            raise BackupRefused(f"{mixed.problem}; {mixed.remedy}")
         async with opened_secrets(settings) as secrets, AsyncExitStack() as opened:
             yield cls(settings, secrets, opened)
 
@@ -104,16 +107,16 @@ class Backups:
         async def check() -> str:
             match manifest.part:
                 case Part.JOURNAL:
-                    driver = self.drivers.journal_for(manifest)
-                    return await verify_journal(manifest, driver, catalog, self.live.journal, progress=progress)
-                case Part.KEYS:
-                    return await verify_keys(
-                        manifest, self.drivers.keys(), catalog, self.live.keys, progress=progress
+                    return await verify_journal(
+                        manifest, self.drivers.journal(), catalog, self.live.journal, progress=progress
                     )
+                case Part.KEYS:
+                    return await verify_keys(manifest, self.drivers.keys(), catalog, self.live.keys, progress=progress)
                 case Part.READ_MODELS:
                     return await verify_read_models(manifest, self.drivers.read_models(), catalog, progress=progress)
                 case Part.AUDIT:
-                    return await verify_audit(manifest, self.drivers.audit(), catalog, progress=progress)
+                    async with opened_backup(catalog, manifest, progress) as folder:
+                        return await self.drivers.audit().check(folder, manifest)
 
         return await verified(manifest, catalog, check, clock=self.clock)
 
@@ -123,11 +126,32 @@ class Backups:
             part, self.drivers.of(part), self.catalog(part), days=self.days(part), clock=self.clock, progress=progress
         )
 
+    async def put_back_audit(self, progress: Progress) -> int:
+        """Adds to the audit log what its newest backup has and the log lacks; how many records were looked at.
+
+        Raises BackupMissing, BackupDamaged, RestoreRefused, Unavailable.
+        """
+        catalog = self.catalog(Part.AUDIT)
+        manifest = await catalog.find(Part.AUDIT, None)
+        async with (
+            opened_backup(catalog, manifest, progress) as folder,
+            audit_target(self.settings, self.secrets) as put,
+        ):
+            return await self.drivers.audit().put_back(folder, manifest, put)
+
+    def journal_protection(self) -> JournalProtection | None:
+        """What protects the journal all the time; None without a place, and where the store does so by itself."""
+        if not self.settings.backup:
+            return None
+        return self.drivers.journal_protection(self.place(Part.JOURNAL), days=self.days(Part.JOURNAL))
+
+    def key_protection(self) -> KeyProtection | None:
+        """What protects the keys all the time; None as for the journal."""
+        if not self.settings.backup_keys:
+            return None
+        return self.drivers.key_protection(self.place(Part.KEYS), days=self.days(Part.KEYS))
+
     def protections(self) -> Sequence[Protection]:
-        """What protects the journal and the keys continuously, where there are places for them."""
-        found: list[Protection] = []
-        if self.settings.backup and (journal := self.journal_protection()) is not None:
-            found.append(journal)
-        if self.settings.backup_keys and (keys := self.key_protection()) is not None:
-            found.append(keys)
-        return found
+        """What protects journal and keys all the time, where there are places for them."""
+        found = (self.journal_protection(), self.key_protection())
+        return [each for each in found if each is not None]

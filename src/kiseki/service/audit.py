@@ -32,6 +32,7 @@ from kiseki.service.settings import Settings, SettingsError
 __all__ = [
     "SINKS",
     "LaterAudit",
+    "audit_database",
     "audit_directory",
     "audit_keys",
     "audit_places",
@@ -94,7 +95,7 @@ async def open_audit(settings: Settings, *, secrets: SecretSource, clock: Clock,
         elif name == "database":
             from kiseki.security.audit.postgres_lines import PostgresSink
 
-            sinks.append(await PostgresSink.open(_database(settings, secrets), writer=writer))
+            sinks.append(await PostgresSink.open(audit_database(settings, secrets), writer=writer))
         else:
             raise SettingsError(f"audit_sinks: {name!r} is none; they are {', '.join(SINKS)}")
     if not sinks:
@@ -118,7 +119,7 @@ def audit_places(
     if "file" in settings.audit_sinks:
         places["directory"] = audit_directory(settings)
     elif "database" in settings.audit_sinks:
-        places["database"] = _database(settings, secrets)
+        places["database"] = audit_database(settings, secrets)
     if _is_database(settings.audit_anchors):
         places["anchor_database"] = _anchor_database(settings, secrets)
     elif settings.audit_anchors:
@@ -132,7 +133,7 @@ async def migrate_audit(settings: Settings, secrets: SecretSource) -> Sequence[s
     if "database" in settings.audit_sinks:
         from kiseki.security.audit.postgres_lines import migrate_records
 
-        done += await migrate_records(_database(settings, secrets))
+        done += await migrate_records(audit_database(settings, secrets))
     if _is_database(settings.audit_anchors):
         from kiseki.security.audit.postgres_lines import migrate_anchors
 
@@ -170,7 +171,8 @@ def _is_database(where: str) -> bool:
     return where.startswith(("postgresql://", "postgres://"))
 
 
-def _database(settings: Settings, secrets: SecretSource) -> Any:
+def audit_database(settings: Settings, secrets: SecretSource) -> Any:
+    """The address of the table of the log. Raises SettingsError."""
     from kiseki.clients.postgres import PostgresAddress
 
     if not settings.audit_database:
