@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Self
 
 from kiseki.application.system import SystemClock
+from kiseki.operations.audit_target import audit_target
 from kiseki.operations.backup.catalog import Catalog, Verification
 from kiseki.operations.backup.create import create_backup
 from kiseki.operations.backup.files import opened_backup
@@ -24,7 +25,6 @@ from kiseki.operations.places.opening import open_place
 from kiseki.operations.places.port import Place
 from kiseki.operations.protect.port import JournalProtection, KeyProtection, Protection
 from kiseki.security.secrets.source import SecretSource
-from kiseki.operations.audit_target import audit_target
 from kiseki.service.backup_places import mixed_places
 from kiseki.service.secrets import opened_secrets
 from kiseki.service.settings import Settings
