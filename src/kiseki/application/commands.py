@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -43,8 +44,9 @@ def command_handler(
     telemetry: Telemetry,
     settings: CommandSettings,
     erasure_log: ErasureLog | None = None,
+    may_write: Callable[[], None] | None = None,
 ) -> CommandHandler:
-    """The handler of all of an application's commands. Close it before the journal."""
+    """The handler of all of an application's commands. Close it before the journal. `may_write`: as CommandHandler."""
     codec = EventCodec(application.schema, protector, telemetry)
     loader = Loader(
         deciders={decider.aggregate_type: decider for decider in application.deciders},
@@ -72,4 +74,5 @@ def command_handler(
         ),
         snapshot_every=settings.snapshot_every,
         erasure_log=erasure_log,
+        may_write=may_write,
     )

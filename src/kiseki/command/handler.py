@@ -118,8 +118,11 @@ class CommandHandler:
         snapshot_every: int,
         attempts: int = 12,
         erasure_log: ErasureLog | None = None,
+        may_write: Callable[[], None] | None = None,
     ) -> None:
-        """`erasure_log` hears of erasures before they become facts; without one nobody does."""
+        """`erasure_log` hears of erasures before they become facts; without one nobody does. `may_write` raises
+        Unavailable while nothing may be written; it is asked before a command has any effect."""
+        self._may_write = may_write
         self._deciders = deciders
         self._journal = journal
         self._loader = loader
@@ -154,6 +157,8 @@ class CommandHandler:
         started = self._clock.monotonic()
         outcome = "INTERNAL"
         try:
+            if self._may_write is not None:
+                self._may_write()
             result = await self._keyed(command, request)
             outcome = "accepted" if result.events else "unchanged"
         except Rejected:
@@ -338,6 +343,8 @@ class CommandHandler:
     ) -> frozenset[str]:
         """Makes the events durable; returns the subjects whose personal data they hold."""
         stream, after, keyed = work.stream, work.entry.sequence_number, work.keyed
+        if self._may_write is not None:
+            self._may_write()  # before keys are made for people of whom nothing may be written
         ids = [metadata.command_id, *(self._ids.new_id() for _ in events[1:])]
         encoded = await self._codec.encode(stream, events, ids)
         record: IdempotencyRecord | None = None

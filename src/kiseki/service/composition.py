@@ -20,6 +20,7 @@ from kiseki.graphql.documents import DocumentCache
 from kiseki.graphql.endpoint import GraphQLEndpoint
 from kiseki.graphql.limits import DocumentLimits
 from kiseki.graphql.schema import command_schema, query_schema, sdl
+from kiseki.journal.lease.holder import WriterLease
 from kiseki.kernel.codec import EventCodec
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Auditor, AuditUnavailable, Clock, Identity, IdSource, Telemetry
@@ -44,6 +45,7 @@ from kiseki.service.gate import Gate
 from kiseki.service.health import Health
 from kiseki.service.identity import DEVELOPMENT_ISSUER, open_identity
 from kiseki.service.kinds import Parts
+from kiseki.service.lease import once_permitted
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
 from kiseki.service.limits import rate_limits
 from kiseki.service.metrics import Metrics, Sample
@@ -76,6 +78,8 @@ class Components(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges of projections, measured from outside. Raises Unavailable."""
     erasures: ErasureReplay
     """Has to have run before anything is served."""
+    lease: WriterLease | None
+    """Permission to write, which has to be there before that; None where it is not needed."""
     running: Sequence[asyncio.Task[None]]
     """Tasks that end only by shutdown; one that ends by itself ends the process."""
 
@@ -122,14 +126,23 @@ async def compose(
         secrets=secrets,
     )
     running: dict[str, Callable[[], Coroutine[None, None, None]]] = {"secrets": secrets.watch}
+    if stores.lease is not None:
+        # Only who writes takes it: of the others nobody has to wait until they let go.
+        if parts.command or parts.updater:
+            running["lease"] = stores.lease.run
+        if parts.command:
+            health.add_remote("writer", stores.check_writer)
     if transport.tls is not None:
         running["certificates"] = transport.tls.watch_forever
         metrics.add_gauges(partial(_tls_samples, transport.tls))
     updater = composer.updater() if parts.updater else None
     if updater is not None:
         await updater.check()
-        running |= {"updater": updater.run, **composer.sweepers(updater)}
-        running["erasures"] = partial(replay_forever, replay, settings.erasure_replay_every)
+        following = {"updater": updater.run, **composer.sweepers(updater)}
+        following["erasures"] = partial(replay_forever, replay, settings.erasure_replay_every, stores.lease)
+        if stores.lease is not None:
+            following = {name: partial(once_permitted, stores.lease, run) for name, run in following.items()}
+        running |= following
     apis: list[ServedApi] = []
     admin = None
     if parts.command:
@@ -146,6 +159,7 @@ async def compose(
         auditor=audit,
         admin=admin,
         erasures=replay,
+        lease=stores.lease if parts.command or parts.updater else None,
         measure=composer.measure if parts.updater else _nothing,
         running=[asyncio.create_task(run(), name=name) for name, run in running.items()],
     )
@@ -281,6 +295,7 @@ class _Composer:
                 idempotency_hours=self._settings.idempotency_hours,
             ),
             erasure_log=self._stores.protector.erasure_log,
+            may_write=None if self._stores.lease is None else self._stores.lease.check,
         )
         self._stores.protector.on_erase(handler.forget_subject)
         evicting = asyncio.create_task(_evict_forever(handler), name="eviction")

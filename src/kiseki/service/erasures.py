@@ -18,6 +18,7 @@ from kiseki.application.context import Application
 from kiseki.application.system import UlidSource
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.command.erasure import erasing_names
+from kiseki.journal.lease.holder import WriterLease
 from kiseki.kernel.erasure import ErasureLog, PlannedErasure
 from kiseki.kernel.errors import KisekiError, Unavailable
 from kiseki.kernel.ports import AuditEvent, Auditor, AuditUnavailable, Clock, Telemetry
@@ -63,6 +64,7 @@ class _Open(Protocol):
     read_models: ReadModels
     key_store: KeyStore
     ledger: ErasureLedger
+    lease: WriterLease | None
 
 
 class AuditedErasures:
@@ -169,6 +171,7 @@ def erasure_replay(
         ids=UlidSource(),
         telemetry=telemetry,
         settings=CommandSettings(cache_capacity=1, snapshot_every=1_000_000_000),
+        may_write=None if stores.lease is None else stores.lease.check,
     )
     stores.protector.on_erase(handler.forget_subject)
     return ErasureReplay(
@@ -224,10 +227,15 @@ async def until_in_force(
         asked.cancel()
 
 
-async def replay_forever(replay: ErasureReplay, every: float) -> None:
-    """Looks again every so many seconds: what another process began and did not live to finish is finished."""
+async def replay_forever(replay: ErasureReplay, every: float, lease: WriterLease | None = None) -> None:
+    """Looks again every so many seconds: what another process began and did not live to finish is finished.
+
+    With a lease only while this process may write.
+    """
     while True:
         await asyncio.sleep(every)
+        if lease is not None and not lease.permitted:
+            continue
         try:
             report = await replay.run()
         except KisekiError as problem:

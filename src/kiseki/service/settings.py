@@ -73,6 +73,19 @@ class Settings(BaseSettings):
     )
     sweep_interval: float = Field(60.0, gt=0, le=3_600, description="Between sweeps for what a stream lost (DynamoDB).")
 
+    # Two sites, of which one writes. See docs/operations/failover.md.
+    site: str = Field("", max_length=100, description="Which of the two sites this is; needed with `lease`.")
+    primary_region: str = Field("", max_length=100, description="The site that writes unless there was a failover.")
+    secondary_region: str = Field("", max_length=100, description="The site that it is replicated to.")
+    lease: str = Field(
+        "",
+        repr=False,
+        description="Who writes, kept in a third region: a folder, postgresql://… or dynamodb://prefix?region=….",
+    )
+    lease_seconds: float = Field(
+        60.0, ge=1, le=600, description="How long a site that was cut off goes on, and a forced failover waits."
+    )
+
     # Who may ask. A secret is given as file:///path, aws-sm://name#field, vault://mount/path#field, or as it is.
     token_issuer: str = Field("", max_length=1_000, description="The `iss` that tokens have to name.")
     token_audience: str = Field("kiseki", min_length=1, max_length=1_000, description="The `aud` that they name.")

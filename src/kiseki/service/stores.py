@@ -13,6 +13,8 @@ from typing import Final, Self
 from kiseki.application.system import SystemClock
 from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
+from kiseki.journal.lease.guarded import guarded
+from kiseki.journal.lease.holder import WriterLease
 from kiseki.journal.port import START
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
@@ -27,6 +29,7 @@ from kiseki.security.protector import KeyProtector
 from kiseki.security.secrets.source import SecretSource
 from kiseki.service.audit import migrate_audit
 from kiseki.service.erasures import migrate_ledger, open_ledger
+from kiseki.service.lease import migrate_lease, writer_lease
 from kiseki.service.secrets import opened_secrets, secrets_of, vault_of
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
@@ -47,6 +50,7 @@ __all__ = [
 
 # Only what messages say of them: what does not answer is waited for, wherever it is.
 _LEDGER: Final = StoreUrl("erasure_ledger", StoreKind.POSTGRESQL, "")
+_LEASE: Final = StoreUrl("lease", StoreKind.POSTGRESQL, "")
 _AUDIT: Final = StoreUrl("audit_database", StoreKind.POSTGRESQL, "")
 
 
@@ -67,6 +71,7 @@ class Stores:
         key_store: KeyStore,
         ledger: ErasureLedger,
         master_keys: MasterKeys,
+        lease: WriterLease | None,
     ) -> None:
         self._opened = opened
         self.journal = journal
@@ -75,6 +80,8 @@ class Stores:
         self.key_store = key_store
         self.ledger = ledger
         self.master_keys = master_keys
+        self.lease = lease
+        """Permission to write; None where only one site is. Whoever writes has to run it."""
 
     @classmethod
     async def open(
@@ -109,6 +116,12 @@ class Stores:
                 opened.push_async_callback(secrets.close)
             journal = await _journal(settings, urls.journal, secrets, clock=clock, telemetry=telemetry)
             opened.push_async_callback(journal.close)
+            lease = None
+            if settings.lease:
+                with _reached(_LEASE):
+                    lease = await writer_lease(settings, journal, secrets=secrets, clock=clock, make=make)
+                journal = guarded(journal, lease)
+                opened.push_async_callback(lease.let_go)
             with _reached(urls.keys):
                 key_store = await _family(settings, urls.keys, secrets).keys(urls.keys)
                 opened.push_async_callback(key_store.close)
@@ -152,7 +165,13 @@ class Stores:
                 key_store=key_store,
                 ledger=ledger,
                 master_keys=master_keys,
+                lease=lease,
             )
+
+    async def check_writer(self) -> None:
+        """Proves that this process may write, for readiness. Raises NotTheWriter."""
+        if self.lease is not None:
+            self.lease.check()
 
     async def check_journal(self) -> None:
         """Proves that the journal can be written now, for readiness. Raises Unavailable."""
@@ -233,6 +252,8 @@ async def migrate(settings: Settings) -> Sequence[str]:
                 done += await _family(settings, url, secrets).migrate(url)
         with _reached(_LEDGER):
             done += await migrate_ledger(settings.erasure_ledger, settings.data_dir, secrets=secrets)
+        with _reached(_LEASE):
+            done += await migrate_lease(settings, secrets)
         with _reached(_AUDIT):
             done += await migrate_audit(settings, secrets)
     return done

@@ -20,6 +20,7 @@ from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.decisions import Decisions, conflict
 from kiseki.journal.format import FORMAT, checksum, decode_commit, encode_commit
 from kiseki.journal.port import ClaimChange, Commit, CorruptJournal, IdempotencyRecord
+from kiseki.journal.postgres.fence import ALLOWED, OPEN, Permit, refuse_when_fenced
 from kiseki.kernel.errors import KisekiError
 
 __all__ = [
@@ -44,7 +45,7 @@ _LOCK_CLASS: Final = 1_802_728_299
 
 # Of two that want the same place in one statement both pass the test, and the second is stopped by the key. An append
 # of another transaction that is not finished yet is waited for.
-_INSERT: Final = """
+_INSERT: Final = f"""
     WITH input AS MATERIALIZED (
         SELECT * FROM unnest($1::text[], $2::bigint[], $3::int[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
             WITH ORDINALITY AS i(stream, after, count, commit_id, committed_at, checksum, document, n)
@@ -54,20 +55,22 @@ _INSERT: Final = """
     FROM input
     WHERE after = coalesce((SELECT last.first_sequence + last.count - 1 FROM commits AS last
                             WHERE last.stream = input.stream ORDER BY last.first_sequence DESC LIMIT 1), 0)
+      AND {ALLOWED.format(term="$9", until="$10")}
     ORDER BY n
     ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608  # of constants
 # The document only when it is not the one that was to be written.
-_PLACES: Final = """
+_PLACES: Final = f"""
     SELECT coalesce((SELECT last.first_sequence + last.count - 1 FROM commits AS last
                      WHERE last.stream = i.stream ORDER BY last.first_sequence DESC LIMIT 1), 0) AS last,
            there.commit_id, there.checksum,
-           CASE WHEN there.commit_id = i.commit_id AND there.checksum <> i.checksum THEN there.document END AS document
+           CASE WHEN there.commit_id = i.commit_id AND there.checksum <> i.checksum THEN there.document END AS document,
+           {ALLOWED.format(term="$5", until="$6")} AS allowed
     FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[])
         WITH ORDINALITY AS i(stream, after, commit_id, checksum, n)
     LEFT JOIN commits AS there ON there.stream = i.stream AND there.first_sequence = i.after + 1
     ORDER BY i.n
-"""
+"""  # noqa: S608  # as above
 
 # Of unnest the order is that of the array, so groups of all processes lock in the same order.
 _LOCK: Final = "SELECT pg_advisory_xact_lock($1::int, n) FROM unnest($2::int[]) AS n"
@@ -76,7 +79,7 @@ _HELD_CLAIMS: Final = """
     SELECT scope, digest, stream FROM claims
     WHERE (scope, digest) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 """
-_WRITE: Final = """
+_WRITE: Final = f"""
     WITH input AS MATERIALIZED (
         SELECT * FROM unnest($1::text[], $2::bigint[], $3::int[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
             WITH ORDINALITY AS i(stream, after, count, commit_id, committed_at, checksum, document, n)
@@ -84,7 +87,7 @@ _WRITE: Final = """
         INSERT INTO commits (epoch, stream, first_sequence, count, commit_id, committed_at, format, checksum, document)
         SELECT (SELECT max(epoch) FROM epochs), stream, after + 1, count, commit_id, committed_at, $8, checksum,
                document
-        FROM input ORDER BY n
+        FROM input WHERE {ALLOWED.format(term="$19", until="$20")} ORDER BY n
         ON CONFLICT DO NOTHING RETURNING 1
     ), taken AS (
         INSERT INTO claims (scope, digest, stream) SELECT * FROM unnest($9::text[], $10::text[], $11::text[])
@@ -98,7 +101,7 @@ _WRITE: Final = """
             sequence_number = excluded.sequence_number, expires_at = excluded.expires_at
     )
     SELECT count(*) FROM landed
-"""
+"""  # noqa: S608  # as above
 _PURGE: Final = """
     DELETE FROM idempotency WHERE key IN (
         SELECT key FROM idempotency WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)
@@ -178,17 +181,21 @@ def refuse_unstorable(*texts: str) -> None:
         text.encode()
 
 
-async def append_plain(connection: PostgresConnection, requests: Sequence[AppendRequest]) -> GroupResult:
+async def append_plain(
+    connection: PostgresConnection, requests: Sequence[AppendRequest], permit: Permit = OPEN
+) -> GroupResult:
     """Lands what can land, without claims and keys, in one statement that is a transaction by itself.
 
-    Raises what asyncpg raises.
+    Raises NotTheWriter when the fence refuses the permit; what asyncpg raises.
     """
     columns = _columns(requests)
-    status = await connection.execute(_INSERT, *columns, FORMAT)
+    status = await connection.execute(_INSERT, *columns, FORMAT, *permit)
     landed = int(status.rpartition(" ")[2])
     if landed == len(requests):
         return GroupResult([request.commit for request in requests], landed)
-    places = await _places(connection, requests)
+    places = await _places(connection, requests, permit)
+    if not landed and not places[0]["allowed"]:
+        await refuse_when_fenced(connection, permit)
     return GroupResult(
         [
             _own(place, request)
@@ -201,18 +208,18 @@ async def append_plain(connection: PostgresConnection, requests: Sequence[Append
 
 
 async def append_decided(
-    connection: PostgresConnection, requests: Sequence[AppendRequest], now: datetime
+    connection: PostgresConnection, requests: Sequence[AppendRequest], now: datetime, permit: Permit = OPEN
 ) -> GroupResult:
     """With claims or keys: locks their values, reads all that matters, decides one by one, writes all that landed.
 
-    Raises MovedMeanwhile; what asyncpg raises. Nothing was written then, or nobody knows.
+    Raises MovedMeanwhile, NotTheWriter; what asyncpg raises. Nothing was written then, or nobody knows.
     """
     keys = [request.idempotency.key for request in requests if request.idempotency]
     claims = [(claim.scope, claim.digest) for request in requests for claim in request.claims]
     async with transaction(connection):
         await lock_values(connection, keys=keys, claims=claims)
         # Statements of their own: each sees what was committed before the locks were had.
-        places = await _places(connection, requests)
+        places = await _places(connection, requests, permit)
         decisions = Decisions[AppendRequest](
             keys=await _held_keys(connection, keys, now), claims=await _held_claims(connection, claims)
         )
@@ -230,8 +237,10 @@ async def append_decided(
                 *_transposed(taken, 3),
                 *_transposed(released, 2),
                 *_transposed([(r.key, r.command_hash, r.stream, r.sequence_number, r.expires_at) for r in records], 5),
+                *permit,
             )
             if landed != len(accepted):
+                await refuse_when_fenced(connection, permit)
                 raise MovedMeanwhile
     return GroupResult(outcomes, len(accepted))
 
@@ -250,14 +259,17 @@ async def purge_expired(connection: PostgresConnection, now: datetime, *, limit:
     await connection.execute(_PURGE, now, limit)
 
 
-async def _places(connection: PostgresConnection, requests: Sequence[AppendRequest]) -> list[asyncpg.Record]:
-    """For each request: its stream's last sequence number, and the commit that is at its place."""
+async def _places(
+    connection: PostgresConnection, requests: Sequence[AppendRequest], permit: Permit
+) -> list[asyncpg.Record]:
+    """For each request: its stream's last sequence number, the commit at its place, and whether the fence is open."""
     return await connection.fetch(
         _PLACES,
         [request.commit.stream for request in requests],
         [request.commit.first_sequence_number - 1 for request in requests],
         [request.commit.metadata.commit_id for request in requests],
         [request.checksum for request in requests],
+        *permit,
     )
 
 

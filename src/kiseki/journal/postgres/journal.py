@@ -17,6 +17,7 @@ import asyncpg
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection, PostgresPool, connect
 from kiseki.clients.postgres_errors import is_unavailable, reason
 from kiseki.clients.postgres_migrations import MigrationRefused, migrate
+from kiseki.journal.lease.port import elapsed_clock
 from kiseki.journal.port import (
     START,
     ClaimChange,
@@ -35,6 +36,7 @@ from kiseki.journal.port import (
 )
 from kiseki.journal.postgres.append import new_request, refuse_unstorable
 from kiseki.journal.postgres.feed import Place, PlaceLost, place_of, position_of, read_feed, read_head, read_lag
+from kiseki.journal.postgres.fence import fenced_term, new_permit, raise_fence
 from kiseki.journal.postgres.hints import PostgresHints
 from kiseki.journal.postgres.reader import (
     delete_snapshots,
@@ -45,7 +47,15 @@ from kiseki.journal.postgres.reader import (
     read_stream,
     save_snapshot,
 )
-from kiseki.journal.postgres.schema import COMPONENT, MIGRATIONS, Lives, begin_epoch, prepare, read_lives
+from kiseki.journal.postgres.schema import (
+    COMPONENT,
+    MIGRATIONS,
+    Lives,
+    begin_epoch,
+    prepare,
+    prepare_to_read,
+    read_lives,
+)
 from kiseki.journal.postgres.transfer import restore_held
 from kiseki.journal.postgres.writer import PostgresWriter
 from kiseki.journal.transfer.transferable import HELD_PAGE, HeldClaim
@@ -81,8 +91,10 @@ class PostgresJournal:
         writers: int,
         readers: int,
         statement_timeout: float,
+        read_only: bool,
     ) -> None:
         """For `open`."""
+        self._read_only = read_only
         self.limits = limits
         self._address = address
         self._clock = clock
@@ -113,11 +125,12 @@ class PostgresJournal:
         writers: int = 2,
         readers: int = 4,
         statement_timeout: float = 10.0,
+        read_only: bool = False,
     ) -> Self:
         """The journal at an address; connects when it is used, so a server that is down does not fail this.
 
         At most `writers` + `readers` + 1 connections are held. The server ends a statement after `statement_timeout`
-        seconds, or when it waits for a lock for half of that.
+        seconds, or when it waits for a lock for half of that. With `read_only` nothing is written: a standby will do.
         """
         return cls(
             address,
@@ -127,6 +140,7 @@ class PostgresJournal:
             writers=writers,
             readers=readers,
             statement_timeout=statement_timeout,
+            read_only=read_only,
         )
 
     @classmethod
@@ -162,6 +176,8 @@ class PostgresJournal:
     ) -> Commit:
         """As the contract says. Raises ValueError for a name that is no stream's, and for text that can't be stored."""
         self._refuse_when_closed()
+        if self._read_only:
+            raise self._unavailable("it was opened to be read")
         request = new_request(
             new_commit(stream, after, events, metadata=metadata, limits=self.limits),
             claims=claims,
@@ -295,6 +311,23 @@ class PostgresJournal:
         async with self._writers.connection() as connection:
             self._lives = await begin_epoch(connection, self._address)
 
+    async def fence(self, term: int) -> None:
+        """As FencedJournal says."""
+        self._refuse_when_closed()
+        async with self._writers.connection() as connection:
+            await raise_fence(connection, term, f"the journal on {self._address.label}")
+
+    async def fenced_term(self) -> int:
+        """As FencedJournal says."""
+        return await self._read(fenced_term)
+
+    async def permit(self, term: int, seconds: float) -> None:
+        """As FencedJournal says."""
+        self._refuse_when_closed()
+        until = elapsed_clock() + seconds
+        async with self._writers.connection() as connection:
+            self._writer.permit = await new_permit(connection, term, until)
+
     async def close(self) -> None:
         """As the contract says. Again is fine."""
         if self._closing is None:
@@ -341,7 +374,8 @@ class PostgresJournal:
         )
 
     async def _prepare(self, connection: PostgresConnection) -> None:
-        self._lives = await prepare(connection, self._address)
+        opening = prepare_to_read if self._read_only else prepare
+        self._lives = await opening(connection, self._address)
 
     def _unavailable(self, why: str) -> JournalUnavailable:
         return JournalUnavailable(f"the journal on {self._address.label} can't be used: {why}")

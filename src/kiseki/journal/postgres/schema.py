@@ -18,7 +18,16 @@ from kiseki.clients.postgres import PostgresAddress, PostgresConnection, transac
 from kiseki.clients.postgres_migrations import Migration, MigrationRefused, require_migrated
 from kiseki.journal.port import JournalUnavailable
 
-__all__ = ["COMPONENT", "MIGRATIONS", "Lives", "begin_epoch", "continue_epochs", "prepare", "read_lives"]
+__all__ = [
+    "COMPONENT",
+    "MIGRATIONS",
+    "Lives",
+    "begin_epoch",
+    "continue_epochs",
+    "prepare",
+    "prepare_to_read",
+    "read_lives",
+]
 
 COMPONENT: Final = "journal"
 
@@ -85,6 +94,14 @@ MIGRATIONS: Final = (
             # One row, written to prove that writing works.
             "CREATE TABLE proofs (one boolean PRIMARY KEY CHECK (one), written bigint NOT NULL)",
             "INSERT INTO proofs VALUES (true, 0)",
+        ),
+    ),
+    Migration(
+        2,
+        (
+            # The term of the site that writes, 0 where nobody keeps a lease. An append carries its own.
+            "CREATE TABLE fence (one boolean PRIMARY KEY CHECK (one), term bigint NOT NULL)",
+            "INSERT INTO fence VALUES (true, 0)",
         ),
     ),
 )
@@ -169,6 +186,17 @@ async def _place(connection: PostgresConnection, address: PostgresAddress) -> _P
         ) from problem
     assert row is not None  # noqa: S101  # as above
     return _Place(row["system_identifier"], row["timeline"])
+
+
+async def prepare_to_read(connection: PostgresConnection, address: PostgresAddress) -> Lives:
+    """As `prepare`, for whoever only reads: a standby will do, and no epoch begins. Raises as that."""
+    try:
+        await require_migrated(connection, component=COMPONENT, migrations=MIGRATIONS)
+    except NotMigrated as problem:
+        raise NotMigrated(f"{address.label}, schema {address.schema}: {problem}") from problem
+    except MigrationRefused as problem:
+        raise JournalUnavailable(f"the journal on {address.label} can't be used: {problem}") from problem
+    return await read_lives(connection)
 
 
 async def begin_epoch(connection: PostgresConnection, address: PostgresAddress) -> Lives:

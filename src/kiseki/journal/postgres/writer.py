@@ -25,6 +25,7 @@ from kiseki.journal.postgres.append import (
     append_plain,
     purge_expired,
 )
+from kiseki.journal.postgres.fence import OPEN
 from kiseki.kernel.errors import KisekiError, Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
 
@@ -87,6 +88,8 @@ class PostgresWriter:
         self._scheduled = False
         self._records_since_purge = _PURGE_EVERY
         self._done = asyncio.Event()
+        self.permit = OPEN
+        """What groups carry from now on."""
 
     def submit(self, request: AppendRequest) -> None:
         """Takes an append; its future is resolved later."""
@@ -176,8 +179,8 @@ class PostgresWriter:
     async def _append(self, group: Sequence[AppendRequest]) -> GroupResult:
         async with self._pool.connection() as connection:
             if group[0].decided:
-                return await append_decided(connection, group, self._clock.now())
-            return await append_plain(connection, group)
+                return await append_decided(connection, group, self._clock.now(), self.permit)
+            return await append_plain(connection, group, self.permit)
 
     def _again(self, problem: MovedMeanwhile | Unavailable, *, in_doubt: bool) -> bool:
         if isinstance(problem, MovedMeanwhile) or isinstance(problem.__cause__, _IN_EACH_OTHERS_WAY):
