@@ -160,7 +160,8 @@ class Child:
 
 def _signal(process: asyncio.subprocess.Process, how: signal.Signals) -> None:
     try:
-        process.send_signal(how)
+        # Not by the process's own method: that collects its exit code, which then is lost to whoever waits for it.
+        os.kill(process.pid, how)
     except ProcessLookupError:
         pass  # it ended meanwhile
 
@@ -174,6 +175,11 @@ async def _last(stream: asyncio.StreamReader) -> bytes:
 
 _KINDS: Final[tuple[tuple[re.Pattern[str], type[KisekiError], str], ...]] = (
     (re.compile(r"No space left on device|disk full|File too large|Disk quota"), NoRoom, "make room there"),
+    (
+        re.compile(r"no pg_hba\.conf entry for replication"),
+        Unavailable,
+        "add a line `host replication …` for the role of the URL to pg_hba.conf, and reload the server",
+    ),
     (
         re.compile(r"password authentication failed|no password supplied|no pg_hba\.conf entry|authentication failed"),
         Unavailable,

@@ -25,7 +25,7 @@ from kiseki.operations.postgres.programs import PostgresPrograms
 from kiseki.operations.postgres.session import explained_server, session
 from kiseki.operations.postgres.throwaway import throwaway_server
 
-__all__ = ["Scratch", "database_of", "scratch_database"]
+__all__ = ["Scratch", "database_name", "database_of", "scratch_database"]
 
 _NAME: Final = re.compile(r"kiseki_verify_\d{12}_[0-9a-f]{8}")
 _NEW_NAME: Final = (
@@ -117,9 +117,13 @@ def _in_database(address: PostgresAddress, name: str) -> PostgresAddress:
     return dataclasses.replace(address, dsn=dsn, label=f"{address.label.rpartition('/')[0]}/{name}")
 
 
+def database_name(address: PostgresAddress) -> str:
+    """The database of an address."""
+    parts = urllib.parse.urlsplit(address.dsn)
+    return urllib.parse.unquote(parts.path.removeprefix("/")) or dict(urllib.parse.parse_qsl(parts.query))["dbname"]
+
+
 def database_of(address: PostgresAddress) -> str:
     """How pg_restore is told the database of an address: it takes the rest from its environment."""
-    parts = urllib.parse.urlsplit(address.dsn)
-    name = urllib.parse.unquote(parts.path.removeprefix("/")) or dict(urllib.parse.parse_qsl(parts.query))["dbname"]
-    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = database_name(address).replace("\\", "\\\\").replace("'", "\\'")
     return f"dbname='{escaped}'"
