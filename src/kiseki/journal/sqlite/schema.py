@@ -6,13 +6,25 @@ import os
 import secrets
 import sqlite3
 import time
+import urllib.parse
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from kiseki.journal.port import CorruptJournal, JournalUnavailable, Position
 from kiseki.journal.sqlite.connection import WriteLock, begin, connect, explain
 
-__all__ = ["SCHEMA_VERSION", "JournalFile", "JournalIdentity", "open_file", "raise_epoch", "read_identity"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "JournalFile",
+    "JournalIdentity",
+    "begin_life",
+    "journal_epoch",
+    "open_file",
+    "raise_epoch",
+    "read_identity",
+]
 
 SCHEMA_VERSION: Final = 1
 
@@ -198,16 +210,41 @@ def read_identity(connection: sqlite3.Connection) -> JournalIdentity:
     return JournalIdentity(journal_id.decode(), epoch)
 
 
+def journal_epoch(path: Path) -> int:
+    """Which life the journal at a path is in; 0 when there is none, or it can't be read. Blocks."""
+    try:
+        with closing(sqlite3.connect(f"file:{urllib.parse.quote(os.fspath(path))}?mode=ro", uri=True)) as connection:
+            connection.text_factory = bytes
+            return read_identity(connection).epoch
+    except (sqlite3.Error, CorruptJournal):
+        return 0
+
+
+def begin_life(path: Path, *, above: int, at: int, busy_seconds: float = 5.0) -> int:
+    """Begins a new life of a journal that is being restored: no position of any earlier one is a position of it.
+
+    Its number is higher than the file's own and `above`, that of the journal it replaces, and at least `at`, the time
+    in seconds since 1970: two restores of one old copy, with nothing else left, are two lives. Blocks.
+    Raises JournalUnavailable, CorruptJournal.
+    """
+    return _change_epoch(path, lambda epoch: max(epoch + 1, above + 1, at), busy_seconds)
+
+
 def raise_epoch(path: Path, *, busy_seconds: float = 5.0) -> int:
     """Begins a new life of a journal that was restored: positions of earlier lives read from the start. Blocks.
 
     Returns the new epoch. Call it while nobody serves the file. Raises JournalUnavailable, CorruptJournal.
     """
+    return _change_epoch(path, lambda epoch: epoch + 1, busy_seconds)
+
+
+def _change_epoch(path: Path, change: Callable[[int], int], busy_seconds: float) -> int:
     opened = open_file(path, busy_seconds=busy_seconds)
     try:
         with opened.lock.held(time.monotonic() + busy_seconds):
-            opened.connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'epoch'")
-            return read_identity(opened.connection).epoch
+            epoch = change(read_identity(opened.connection).epoch)
+            opened.connection.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (epoch,))
+            return epoch
     except Exception as problem:
         raise explain(problem, path) from problem
     finally:

@@ -1,0 +1,203 @@
+"""`SqliteJournalBackups`: the JournalBackups of an embedded journal. Made by the composition of operations."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Final
+
+from kiseki.journal.sqlite.connection import Busy, WriteLock
+from kiseki.journal.sqlite.journal import SqliteJournal
+from kiseki.journal.sqlite.schema import SCHEMA_VERSION, begin_life, journal_epoch
+from kiseki.journal.transfer.transferable import TransferableJournal
+from kiseki.kernel.ports import Clock
+from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.operations.backup.contents import ContentsDigest
+from kiseki.operations.backup.manifest import Contents, Made, Manifest
+from kiseki.operations.backup.port import Progress, Switched
+from kiseki.operations.disk import explained_room
+from kiseki.operations.errors import OperationFailed, RestoreRefused
+from kiseki.operations.sqlite.copying import (
+    copy_whole,
+    moment_of,
+    opened_moment,
+    packed,
+    put_in_place,
+    refuse_in_use,
+    remove_database,
+    staged_path,
+    unpacked,
+)
+
+__all__ = ["SqliteJournalBackups", "SqliteStagedJournal", "contents_of", "copied_journal", "head_of"]
+
+_FILE: Final = "journal.db.gz"
+_LOCK_SECONDS: Final = 10.0
+_EVERY: Final = 100_000
+_COMMITS: Final = "SELECT stream, first_sequence, count, document, committed_at FROM commits"
+_CLAIMS: Final = "SELECT count(*) FROM claims"
+_HEAD: Final = "SELECT coalesce(max(position), 0) FROM commits"
+_WITHOUT: Final = "DELETE FROM snapshots"
+"""They are made again, and keys of states need not be in a copy."""
+
+
+class SqliteJournalBackups:
+    """Online copies of one file."""
+
+    store = "sqlite"
+
+    def __init__(self, path: Path, *, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+
+    async def make(self, folder: Path, progress: Progress) -> Made:
+        """As PartBackups: the copy and what has to be in it are of the same moment. Raises OperationFailed, NoRoom."""
+        as_of = self._clock.now()
+        progress("copying")
+        position, contents = await asyncio.to_thread(copied_journal, self._path, folder / _FILE, progress)
+        return Made(
+            store=self.store,
+            method="online",
+            as_of=as_of,
+            versions={"sqlite": sqlite3.sqlite_version, "journal": str(SCHEMA_VERSION)},
+            position=position,
+            contents=contents,
+        )
+
+    async def forget(self, manifest: Manifest) -> None:
+        """As PartBackups: nothing is kept elsewhere."""
+
+    @asynccontextmanager
+    async def opened(self, folder: Path, manifest: Manifest) -> AsyncIterator[TransferableJournal]:
+        """As JournalBackups."""
+        with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
+            path = Path(work) / "journal.db"
+            await asyncio.to_thread(unpacked, folder / _FILE, path)
+            async with opened_file(path, self._clock) as journal:
+                yield journal
+
+    async def stage(self, folder: Path, manifest: Manifest, progress: Progress) -> SqliteStagedJournal:
+        """As JournalBackups."""
+        progress("unpacking")
+
+        def put(path: Path) -> None:
+            unpacked(folder / _FILE, path)
+
+        return await SqliteStagedJournal.made(
+            self._path, manifest.id, put, contents=manifest.made.contents, clock=self._clock
+        )
+
+
+class SqliteStagedJournal:
+    """A StagedJournal: a file beside the live one, in a new life already. `made` is the way in."""
+
+    def __init__(self, staged: Path, live: Path, *, contents: Contents | None, clock: Clock) -> None:
+        self._staged = staged
+        self._live = live
+        self.contents = contents
+        self._clock = clock
+        self._switched = False
+
+    @classmethod
+    async def made(
+        cls, live: Path, identity: str, put: Callable[[Path], None], *, contents: Contents | None, clock: Clock
+    ) -> SqliteStagedJournal:
+        """Has `put` make the file, in a thread, and begins its new life. Raises what `put` does, JournalUnavailable."""
+
+        def make() -> Path:
+            with explained_room(live.parent, "make room there"):
+                path = staged_path(live, identity)
+                try:
+                    put(path)
+                    begin_life(path, above=journal_epoch(live), at=int(clock.now().timestamp()))
+                except BaseException:
+                    remove_database(path)
+                    raise
+                return path
+
+        return cls(await asyncio.to_thread(make), live, contents=contents, clock=clock)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[TransferableJournal]:
+        """As StagedJournal."""
+        async with opened_file(self._staged, self._clock) as journal:
+            yield journal
+
+    async def switch(self) -> Switched:
+        """As Staged: one rename. Raises RestoreRefused while a process has the live file open."""
+        kept = await asyncio.to_thread(self._switch)
+        self._switched = True
+        return Switched(kept)
+
+    def _switch(self) -> str:
+        try:
+            lock = WriteLock(self._live.with_name(self._live.name + ".lock"))
+        except OSError as problem:
+            raise OperationFailed(f"{self._live} can't be locked: {problem.strerror}") from problem
+        try:
+            # Whoever starts now waits for it, and then meets the restored file.
+            with lock.held(time.monotonic() + _LOCK_SECONDS), explained_room(self._live.parent, "make room there"):
+                refuse_in_use(self._live, what="the journal")
+                refuse_in_use(self._staged, what="the restored journal")
+                kept = put_in_place(self._staged, self._live, now=self._clock.now())
+        except Busy:
+            raise RestoreRefused(
+                f"a process writes to the journal {self._live}; stop kiseki, then run the same again. Nothing was "
+                "changed"
+            ) from None
+        finally:
+            lock.close()
+        self._staged.with_name(self._staged.name + ".lock").unlink(missing_ok=True)
+        return kept
+
+    async def discard(self) -> None:
+        """As Staged."""
+        if not self._switched:
+            await asyncio.to_thread(remove_database, self._staged)
+
+
+@asynccontextmanager
+async def opened_file(path: Path, clock: Clock) -> AsyncIterator[SqliteJournal]:
+    """A journal in a file that nobody else uses."""
+    journal = await SqliteJournal.open(path, clock=clock, telemetry=NoTelemetry())
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+def copied_journal(live: Path, target: Path, progress: Progress) -> tuple[str, Contents]:
+    """Copies a live journal, compressed; its position and contents, of the same moment. Blocks."""
+    plain = target.with_suffix("")
+    with explained_room(target.parent, "make room there"), opened_moment(live) as connection:
+        copy_whole(connection, plain, without=_WITHOUT)
+        position = head_of(connection)
+        progress("counting")
+        contents = contents_of(connection, progress)
+        progress("compressing")
+        packed(plain, target)
+    return position, contents
+
+
+def head_of(connection: sqlite3.Connection) -> str:
+    """The position of the newest commit that a connection sees: journal, life and row."""
+    facts = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+    (row,) = connection.execute(_HEAD).fetchone()
+    return f"{facts[b'journal_id'].decode()}-{facts[b'epoch']}-{row}"
+
+
+def contents_of(connection: sqlite3.Connection, progress: Progress) -> Contents:
+    """What a journal holds as a connection sees it."""
+    digest = ContentsDigest()
+    with closing(connection.cursor()) as cursor:
+        for number, (stream, first, count, document, at) in enumerate(cursor.execute(_COMMITS), 1):
+            digest.add(stream.decode(), first, count, document, moment_of(at))
+            if number % _EVERY == 0:
+                progress(f"counting, {number:,} commits")
+    (claims,) = connection.execute(_CLAIMS).fetchone()
+    return digest.contents(claims=claims)
