@@ -117,6 +117,9 @@ def _add_process(name: str, description: str) -> None:
         log_level: Annotated[str | None, typer.Option(help="debug, info (default), warning or error.")] = None,
         log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
     ) -> None:
+        from kiseki.cli.signals import end_at_once
+
+        end_at_once()
         from kiseki.cli.serve import serve
 
         serve(
@@ -149,6 +152,9 @@ _add_process("updater", "Run the updater of read models alone.")
 @app.command(hidden=True)
 def worker() -> None:
     """Run what a supervisor says on standard input."""
+    from kiseki.cli.signals import ignore
+
+    ignore()
     from kiseki.cli.serve import work
 
     work()

@@ -6,19 +6,21 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from collections.abc import Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
 from kiseki.cli.applications import load_application
 from kiseki.cli.banner import announce
+from kiseki.cli.signals import no_more
 from kiseki.service.checks import refuse_unsafe
 from kiseki.service.identity import with_development_key
 from kiseki.service.kinds import PARTS, Listening, Parts
-from kiseki.service.launch import ignore_signals, read_launch
+from kiseki.service.launch import read_launch
 from kiseki.service.logging import configure_logging
 from kiseki.service.masks import masking_of
 from kiseki.service.process import run_process
@@ -26,6 +28,9 @@ from kiseki.service.settings_sources import load_settings
 from kiseki.service.supervisor import supervise
 
 __all__ = ["serve", "work"]
+
+_LAST_WAIT: Final = 5.0
+"""Seconds for threads that still run when everything has ended."""
 
 
 def serve(kind: str, *, application: str | None, config: Path | None, options: Mapping[str, Any]) -> None:
@@ -48,7 +53,6 @@ def serve(kind: str, *, application: str | None, config: Path | None, options: M
 
 def work() -> None:
     """Runs what the supervisor wrote to standard input."""
-    ignore_signals()
     launch = read_launch(sys.stdin.fileno())
     settings = launch.read_settings()
     masker = masking_of(settings)
@@ -63,9 +67,20 @@ def _say_nothing(_listening: Listening) -> None:
 
 def _run(process: Coroutine[Any, Any, bool]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        in_time = runner.run(process)
+        try:
+            in_time = runner.run(process)
+        finally:
+            no_more()
+            # What hangs in a thread is waited for when the loop closes, but not for ever.
+            last = threading.Timer(_LAST_WAIT, _leave)
+            last.daemon = True
+            last.start()
         if not in_time:
-            # Something did not end when it should have and is no longer waited for; closing the loop would wait again.
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(0)
+            # Something did not end when it should have and is no longer waited for; the log says what.
+            _leave()
+
+
+def _leave() -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(1)

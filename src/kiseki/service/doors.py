@@ -92,11 +92,10 @@ class Door:
             self._open = True
             await self.server.start()
 
-    async def close(self) -> None:
-        """Ends it when the process could not start."""
-        if self._open:
-            self._open = False
-            await self.server.close()
+    async def unbind(self, handshakes: float = 0.0) -> None:
+        """As the server does. A door that was never open answers who waits before it: they would be cut off."""
+        await self.open()
+        await self.server.unbind(handshakes)
 
 
 class Doors:
@@ -116,11 +115,6 @@ class Doors:
         """Opens all of them."""
         for door in self._doors.values():
             await door.open()
-
-    async def close(self) -> None:
-        """Closes those that are open."""
-        for door in self._doors.values():
-            await door.close()
 
 
 async def _refuse(exchange: Exchange) -> Answer:

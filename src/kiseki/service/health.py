@@ -78,6 +78,8 @@ class Health:
         """What the start waits for, while it does."""
         self.draining = False
         """Set when shutdown begins."""
+        self.stuck: Callable[[], str | None] = _never
+        """What does not answer any more, of the processes that this one speaks for."""
 
     def add_remote(self, name: str, check: Check) -> None:
         """Adds a check of something shared."""
@@ -164,14 +166,18 @@ class Health:
         return result
 
 
+def _never() -> str | None:
+    return None
+
+
 class DiskFull(KisekiError):
     """The data directory can't take more."""
 
     code = "DISK"
 
 
-def disk_check(directory: Path, free: int) -> Check:
-    """A check that a directory can be written and has this many bytes left."""
+def disk_check(directory: Path, free: int, what: str = "the data directory") -> Check:
+    """A check that a directory can be written and has this many bytes left. `what` is what messages call it."""
 
     def look() -> None:
         try:
@@ -179,9 +185,9 @@ def disk_check(directory: Path, free: int) -> Check:
             with tempfile.TemporaryFile(dir=directory) as probe:
                 probe.write(b"kiseki")
         except OSError as problem:
-            raise DiskFull(f"the data directory can't be written: {problem.strerror}") from problem
+            raise DiskFull(f"{what} can't be written: {problem.strerror}") from problem
         if left.f_bavail * left.f_frsize < free:
-            raise DiskFull(f"the data directory has less than {free} bytes left")
+            raise DiskFull(f"{what} has less than {free} bytes left")
 
     async def check() -> None:
         await asyncio.to_thread(look)

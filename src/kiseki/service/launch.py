@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,13 +15,16 @@ import msgspec
 
 from kiseki.kernel.errors import KisekiError
 from kiseki.service.kinds import Parts
-from kiseki.service.lifecycle import SIGNALS
 from kiseki.service.settings import Settings
 
-__all__ = ["STOP", "BadLaunch", "Launch", "ignore_signals", "read_launch", "watch_supervisor"]
+__all__ = ["STOP", "SUPERVISOR_GONE", "SUPERVISOR_SAYS_SO", "BadLaunch", "Launch", "read_launch", "watch_supervisor"]
 
 STOP: Final = b"stop\n"
 """What the supervisor writes to have a process shut down; again to have it hurry."""
+
+SUPERVISOR_SAYS_SO: Final = "the supervisor says so"
+SUPERVISOR_GONE: Final = "the supervisor is gone"
+"""Why a process under a supervisor shuts down, when all the others do too."""
 
 
 class BadLaunch(KisekiError):
@@ -67,16 +69,6 @@ def read_launch(descriptor: int) -> Launch:
         raise BadLaunch("`kiseki worker` is started by `kiseki serve --workers`, not by hand") from problem
 
 
-def ignore_signals() -> None:
-    """From here on only the supervisor ends this process.
-
-    A Ctrl-C, and systemd by default, signal every process of a service at once; the updater would end first, and the
-    supervisor's own word would pass for a second signal, which cuts the drain delay short.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def watch_supervisor(descriptor: int, told: Callable[[str], None]) -> None:
     """Calls `told` with the cause, on the event loop, for each time the supervisor says stop, and when it is gone."""
     loop = asyncio.get_running_loop()
@@ -88,9 +80,9 @@ def watch_supervisor(descriptor: int, told: Callable[[str], None]) -> None:
         except BlockingIOError:
             return
         for _ in range(said.count(STOP)):
-            told("the supervisor says so")
+            told(SUPERVISOR_SAYS_SO)
         if not said:
             loop.remove_reader(descriptor)
-            told("the supervisor is gone")
+            told(SUPERVISOR_GONE)
 
     loop.add_reader(descriptor, readable)

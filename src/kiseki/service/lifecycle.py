@@ -68,14 +68,14 @@ class CoordinatedShutdown:
         return self._requested.is_set()
 
     @property
+    def cause(self) -> str:
+        """Why shutdown was asked for; empty while it was not."""
+        return self._cause
+
+    @property
     def late(self) -> tuple[str, ...]:
         """The tasks that were late or failed, as `phase/name`."""
         return tuple(self._late)
-
-    @property
-    def phases(self) -> frozenset[Phase]:
-        """The phases that have a task."""
-        return frozenset(phase for phase, tasks in self._tasks.items() if tasks)
 
     def add(self, phase: Phase, name: str, task: ShutdownTask) -> None:
         """Registers a task. Tasks added once their phase has begun are not run."""

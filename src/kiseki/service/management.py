@@ -67,7 +67,8 @@ class _Pages:
         return _json(200 if readiness.ready else 503, readiness)
 
     async def alive(self, _exchange: Exchange) -> Answer:
-        return _json(200, {"status": "alive"})
+        cause = self._health.stuck()
+        return _json(200, {"status": "alive"}) if cause is None else _json(503, {"status": "stuck", "cause": cause})
 
     async def metrics(self, _exchange: Exchange) -> Answer:
         return Answer(200, ((b"content-type", CONTENT_TYPE),), await self._metrics())

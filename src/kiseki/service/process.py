@@ -8,58 +8,63 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import random
 import socket
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock, UlidSource
 from kiseki.kernel.errors import KisekiError
-from kiseki.kernel.ports import Auditor, AuditUnavailable
-from kiseki.projection.backoff import Backoff
 from kiseki.security.audit.log import AuditLog
 from kiseki.security.masking import Masker
-from kiseki.security.secrets.reading import SecretUnavailable
 from kiseki.security.secrets.source import SecretSource
-from kiseki.service.audit import LaterAudit, open_audit, started_with
-from kiseki.service.composition import Components, ServedApi, compose
+from kiseki.service.audit import LaterAudit, audit_directory
+from kiseki.service.composition import Components, compose
 from kiseki.service.development import DEVELOPMENT_SUBJECT
 from kiseki.service.doors import Door, Doors
-from kiseki.service.erasures import until_in_force
-from kiseki.service.health import Health, disk_check
-from kiseki.service.http import api_app
+from kiseki.service.health import Check, Health, disk_check
 from kiseki.service.identity import DEVELOPMENT_ISSUER, issuer_of
 from kiseki.service.kinds import Listening, Parts
-from kiseki.service.launch import Launch, watch_supervisor
+from kiseki.service.launch import SUPERVISOR_GONE, SUPERVISOR_SAYS_SO, Launch, watch_supervisor
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
 from kiseki.service.limits import client_addresses
-from kiseki.service.management import management_app
+from kiseki.service.listening import (
+    Exposition,
+    bind_apis,
+    bind_management,
+    doors_of,
+    open_apis,
+    start_management,
+)
 from kiseki.service.metrics import Metrics, Sample
-from kiseki.service.protocol import ConnectionLimits
 from kiseki.service.secrets import secrets_of
-from kiseki.service.server import HttpServer, bind, bind_private
-from kiseki.service.serving import Serving
+from kiseki.service.server import bind_private
 from kiseki.service.settings import Settings
-from kiseki.service.shell import HttpLimits, HttpTelemetry, Uncounted
-from kiseki.service.stores import StoreNotReachable, Stores, uses_data_directory
-from kiseki.service.transport import Transport, open_transport
+from kiseki.service.shell import Uncounted
+from kiseki.service.shutdown_times import phase_times
+from kiseki.service.starting import erasures_in_force, open_stores, unless_asked_to_end
+from kiseki.service.stores import uses_data_directory
+from kiseki.service.transport import open_transport
 
-__all__ = ["bind_apis", "bind_management", "run_process", "start_management"]
+__all__ = ["run_process"]
 
 _log = logging.getLogger(__name__)
 
-_MEASURE_TIMEOUT: Final = 2.0
 _CHECK_TIMEOUT: Final = 3.0
-_HEAD_SLACK: Final = 65_536
-"""The protocol stops reading this far above the limits, which the app refuses more exactly."""
-_URI_SLACK: Final = 8_192
 _STANDARD_INPUT: Final = 0
-_FIRST_RETRY: Final = 0.2
-_LONGEST_RETRY: Final = 5.0
-"""Seconds between two tries to reach stores at the start."""
+_HANDSHAKES: Final = 0.1
+"""Seconds for connections that are half open when the ports close."""
+
+
+class _Started(NamedTuple):
+    """What a start made."""
+
+    components: Components
+    doors: Doors
+    secrets: SecretSource
+    audit: AuditLog
 
 
 async def run_process(
@@ -76,19 +81,17 @@ async def run_process(
     `launch` is given under a supervisor: sockets are inherited, and management answers on a private socket.
     Raises KisekiError, one clear line, when it can't start or can't go on.
     """
-    loop = asyncio.get_running_loop()
-    local = {"disk": disk_check(settings.data_dir, settings.disk_free)} if uses_data_directory(settings) else {}
-    shutdown = CoordinatedShutdown(_timeouts(settings))
+    shutdown = CoordinatedShutdown(phase_times(settings))
     listeners, management_listener = _listen(parts, settings, launch, shutdown)
     metrics = Metrics()
     health = Health(
-        clock=loop.time,
+        clock=asyncio.get_running_loop().time,
         interval=settings.health_interval,
         timeout=_CHECK_TIMEOUT,
-        local=local,
+        local=_local_checks(settings),
         remote={},
     )
-    exposition = _Exposition(metrics)
+    exposition = Exposition(metrics)
     management = await start_management(
         management_listener,
         settings,
@@ -97,64 +100,145 @@ async def run_process(
         # What a supervisor asks its own processes is no traffic of the service.
         telemetry=metrics if launch is None else Uncounted(),
     )
-    doors = Doors({})
-    later = LaterAudit()
     try:
-        secrets = secrets_of(settings, clock=SystemClock(), masker=masker)
-        shutdown.add(Phase.SYSTEM_TERMINATE, "secrets", secrets.close)
-        transport = await open_transport(
-            settings, secrets=secrets, addresses=client_addresses(settings), clock=SystemClock(), auditor=later
-        )
-        doors = _doors(transport, listeners, metrics, later)
-        opened = await _open_stores(settings, secrets, doors, masker, metrics=metrics, health=health, shutdown=shutdown)
-        if opened is None:
-            await shutdown.undo()
-            await doors.close()
-            await management.close()
-            return True
-        stores, audit = opened
-        later.begin(audit)
-        secrets.audit_to(audit)
-        components = await compose(
+        start = _start(
             parts,
             application,
             settings,
-            stores,
-            clock=SystemClock(),
-            ids=UlidSource(),
+            listeners,
+            masker,
             metrics=metrics,
             health=health,
+            exposition=exposition,
             shutdown=shutdown,
-            audit=audit,
-            secrets=secrets,
-            transport=transport,
+            launch=launch,
         )
-        exposition.measure = components.measure
-        if not await _erasures_in_force(components, doors, health=health, shutdown=shutdown):
-            return await _ended_early(components, doors, management, shutdown)
-        await _open_apis(components, transport, doors, metrics)
-        await health.start()
-        _refuse_what_ended(components)
-        _register(shutdown, settings, doors, health, management)
+        started = await unless_asked_to_end(start, shutdown)
     except BaseException:
         await shutdown.undo()
-        await doors.close()
         for listener in listeners.values():
             listener.close()
         await management.close()
         raise
-    if launch is None:
-        metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
-    _settle_garbage_collector()
-    health.started = True
-    ports = {api: door.server.port for api, door in doors.items()}
-    token = await _development_token(settings, application, secrets, audit) if ports and launch is None else None
-    announce(Listening(ports=ports, management=management.port, token=token))
-    failure = await _until_requested(shutdown, components)
+    failure = None
+    if started is not None:
+        if launch is None:
+            metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
+        _settle_garbage_collector()
+        health.started = True
+        ports = {api: door.server.port for api, door in started.doors.items()}
+        token = None
+        if ports and launch is None:
+            token = await _development_token(settings, application, started.secrets, started.audit)
+        announce(Listening(ports=ports, management=management.port, token=token))
+        failure = await _until_requested(shutdown, started.components)
     await shutdown.run()
+    for listener in listeners.values():
+        listener.close()
+    # The last of all, so that what ends is not taken for dead, or restarted, before it has ended.
+    await management.close()
     if failure is not None:
         raise failure
     return not shutdown.late
+
+
+async def _start(
+    parts: Parts,
+    application: Application,
+    settings: Settings,
+    listeners: dict[str, socket.socket],
+    masker: Masker,
+    *,
+    metrics: Metrics,
+    health: Health,
+    exposition: Exposition,
+    shutdown: CoordinatedShutdown,
+    launch: Launch | None,
+) -> _Started | None:
+    """Everything up to the moment from which it serves; what it opens is registered to be ended.
+
+    None when it is told to end meanwhile. Raises KisekiError for what waiting can't mend.
+    """
+    later = LaterAudit()
+    secrets = secrets_of(settings, clock=SystemClock(), masker=masker)
+    shutdown.add(Phase.SYSTEM_TERMINATE, "secrets", secrets.close)
+    transport = await open_transport(
+        settings, secrets=secrets, addresses=client_addresses(settings), clock=SystemClock(), auditor=later
+    )
+    doors = doors_of(transport, listeners, metrics, later)
+    _register(shutdown, settings, doors, health, launch)
+    stores, audit = await open_stores(
+        settings, secrets, doors, masker, metrics=metrics, health=health, shutdown=shutdown
+    )
+    later.begin(audit)
+    secrets.audit_to(audit)
+    components = await compose(
+        parts,
+        application,
+        settings,
+        stores,
+        clock=SystemClock(),
+        ids=UlidSource(),
+        metrics=metrics,
+        health=health,
+        shutdown=shutdown,
+        audit=audit,
+        secrets=secrets,
+        transport=transport,
+    )
+    shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "background tasks", partial(_end_tasks, components, exposition))
+    exposition.measure = components.measure
+    if not await erasures_in_force(components, doors, health=health, shutdown=shutdown):
+        _refuse_what_ended(components)
+        return None
+    await open_apis(components, transport, doors, metrics)
+    await health.start()
+    _refuse_what_ended(components)
+    return _Started(components, doors, secrets, audit)
+
+
+def _local_checks(settings: Settings) -> dict[str, Check]:
+    """What concerns this machine alone."""
+    local = {}
+    if uses_data_directory(settings):
+        local["disk"] = disk_check(settings.data_dir, settings.disk_free)
+    audit = audit_directory(settings)
+    if "file" in settings.audit_sinks and not (local and audit.is_relative_to(settings.data_dir)):
+        local["audit disk"] = disk_check(audit, settings.disk_free, "the directory of the audit log")
+    return local
+
+
+def _register(
+    shutdown: CoordinatedShutdown, settings: Settings, doors: Doors, health: Health, launch: Launch | None
+) -> None:
+    async def drain() -> None:
+        health.draining = True
+        for _, door in doors.items():
+            door.serving.draining = True
+        # Nobody has to notice anything where there is no API, or where it never was ready.
+        await shutdown.drain(settings.drain_delay if doors.items() and health.started else 0.0)
+
+    async def unbind(door: Door) -> None:
+        # Where other processes go on to accept on the same socket, its connections must not be held back.
+        alone = launch is None or shutdown.cause in (SUPERVISOR_SAYS_SO, SUPERVISOR_GONE)
+        await door.unbind(min(_HANDSHAKES, settings.unbind_timeout / 4) if alone else 0.0)
+
+    for api, door in doors.items():
+        done = partial(door.server.requests_done, settings.requests_done_timeout)
+        shutdown.add(Phase.SERVICE_UNBIND, f"{api} port", partial(unbind, door))
+        shutdown.add(Phase.SERVICE_REQUESTS_DONE, f"{api} requests", done)
+        shutdown.add(Phase.SERVICE_STOP, f"{api} connections", door.server.stop)
+    shutdown.add(Phase.BEFORE_SERVICE_UNBIND, "drain", drain)
+    shutdown.add(Phase.SYSTEM_TERMINATE, "health checks", health.stop)
+
+
+async def _end_tasks(components: Components, exposition: Exposition) -> None:
+    """What runs beside the service uses the stores, which close next."""
+    exposition.measure = None
+    for task in components.running:
+        task.cancel()
+    if components.running:
+        await asyncio.wait(components.running)
 
 
 def _listen(
@@ -193,229 +277,6 @@ def _settle_garbage_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def bind_apis(parts: Parts, settings: Settings) -> dict[str, socket.socket]:
-    """The listening sockets of the APIs. Raises CannotListen, having closed those that were bound."""
-    ports = {"command": settings.command_port, "query": settings.query_port}
-    bound: dict[str, socket.socket] = {}
-    try:
-        for api in parts.apis:
-            bound[api] = bind(settings.host, ports[api], f"{api}_port")
-    except KisekiError:
-        for listener in bound.values():
-            listener.close()
-        raise
-    return bound
-
-
-def bind_management(settings: Settings) -> socket.socket:
-    """The listening socket of the management port. Raises CannotListen."""
-    return bind(settings.management_host or settings.host, settings.management_port, "management_port")
-
-
-async def start_management(
-    listener: socket.socket,
-    settings: Settings,
-    *,
-    health: Health,
-    metrics: Callable[[], Awaitable[bytes]],
-    telemetry: HttpTelemetry,
-) -> HttpServer:
-    """Serves health and metrics; first of all, so that a process that is starting says so."""
-    serving = Serving(time.monotonic)
-    app = management_app(
-        health=health,
-        metrics=metrics,
-        serving=serving,
-        limits=_http_limits(settings),
-        ids=UlidSource(),
-        telemetry=telemetry,
-    )
-    server = HttpServer(
-        app, listener, serving=serving, limits=_connection_limits(settings), keep_alive=settings.keep_alive
-    )
-    await server.start()
-    return server
-
-
-class _Exposition:
-    """The metrics of this process, with gauges that have to be measured first; those are left out while they can't."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self.measure: Callable[[], Awaitable[object]] | None = None
-
-    async def __call__(self) -> bytes:
-        if self.measure is not None:
-            try:
-                async with asyncio.timeout(_MEASURE_TIMEOUT):
-                    self._metrics.measured = await self.measure()  # type: ignore[assignment]
-            except (KisekiError, TimeoutError) as problem:
-                self._metrics.measured = ()
-                _log.warning("projections can't be measured now: %s", problem)
-        return self._metrics.expose()
-
-
-def _doors(transport: Transport, listeners: Mapping[str, socket.socket], metrics: Metrics, auditor: Auditor) -> Doors:
-    settings = transport.settings
-    return Doors(
-        {
-            api: Door(
-                api,
-                listener,
-                limits=_http_limits(settings),
-                connections=_connection_limits(settings),
-                keep_alive=settings.keep_alive,
-                ids=UlidSource(),
-                telemetry=metrics,
-                tls=transport.tls,
-                hosts=transport.hosts,
-                cors=transport.cors,
-                hsts=transport.hsts,
-                admission=transport.admission(),
-                handshake_timeout=settings.tls_handshake_timeout,
-                auditor=auditor,
-                peers=transport.peers,
-                client=transport.addresses.resolve,
-            )
-            for api, listener in listeners.items()
-        }
-    )
-
-
-async def _open_stores(
-    settings: Settings,
-    secrets: SecretSource,
-    doors: Doors,
-    masker: Masker,
-    *,
-    metrics: Metrics,
-    health: Health,
-    shutdown: CoordinatedShutdown,
-) -> tuple[Stores, AuditLog] | None:
-    """Stores and audit log, once they can all be reached; None when the process is told to end before that.
-
-    While it waits, requests are refused and readiness names the cause. Raises KisekiError for what waiting can't mend.
-    """
-    backoff = Backoff(initial=_FIRST_RETRY, maximum=_LONGEST_RETRY, jitter=random.random)
-    while True:
-        try:
-            stores = await Stores.open(settings, clock=SystemClock(), telemetry=metrics, secrets=secrets)
-            try:
-                audit = await open_audit(settings, secrets=secrets, clock=SystemClock(), masker=masker)
-            except BaseException:
-                await stores.close()
-                raise
-        except (StoreNotReachable, AuditUnavailable, SecretUnavailable) as problem:
-            if health.waiting != str(problem):
-                _log.warning("waits for a store: %s", problem)
-            health.waiting = str(problem)
-            await doors.open()
-        else:
-            health.waiting = None
-            shutdown.add(Phase.BEFORE_SYSTEM_TERMINATE, "audit log", audit.close)
-            await audit.record(started_with(settings))
-            return stores, audit
-        asked = asyncio.ensure_future(shutdown.wait_requested())
-        try:
-            if (await asyncio.wait([asked], timeout=backoff.failed()))[0]:
-                return None
-        finally:
-            asked.cancel()
-
-
-async def _erasures_in_force(
-    components: Components, doors: Doors, *, health: Health, shutdown: CoordinatedShutdown
-) -> bool:
-    """Before anything is served; False when the process is told to end, or a task ends, before that."""
-
-    async def waits(cause: str) -> None:
-        if health.waiting != cause:
-            _log.warning("waits: %s", cause)
-        health.waiting = cause
-        await doors.open()
-
-    in_force = await until_in_force(
-        components.erasures, running=components.running, asked_to_end=shutdown.wait_requested, waits=waits
-    )
-    health.waiting = None
-    return in_force
-
-
-async def _ended_early(
-    components: Components, doors: Doors, management: HttpServer, shutdown: CoordinatedShutdown
-) -> bool:
-    """Ends a process that was told to before it served. Raises what ended a task."""
-    _refuse_what_ended(components)
-    await shutdown.undo()
-    await doors.close()
-    await management.close()
-    return True
-
-
-async def _open_apis(components: Components, transport: Transport, doors: Doors, metrics: Metrics) -> None:
-    for api in components.apis:
-        door = doors[api.name]
-        door.app = _api_app(api, components, transport, door.serving, metrics)
-        metrics.add_gauges(_gauges(api.name, door.server, door.serving))
-    await doors.open()
-
-
-def _gauges(api: str, server: HttpServer, serving: Serving) -> Callable[[], list[Sample]]:
-    return lambda: [
-        Sample("kiseki_http_requests_in_flight", (api,), serving.in_flight),
-        Sample("kiseki_http_connections", (api,), server.connections),
-        Sample("kiseki_http_connections_refused", (api,), server.refused),
-    ]
-
-
-def _api_app(
-    api: ServedApi, components: Components, transport: Transport, serving: Serving, metrics: Metrics
-) -> Callable[..., Awaitable[None]]:
-    settings = transport.settings
-    assert components.gate is not None  # noqa: S101  # there is one where there are APIs
-    return api_app(
-        api.name,
-        endpoint=api.endpoint,
-        sdl=api.sdl,
-        gate=components.gate,
-        admin=components.admin if api.name == "query" else None,
-        development=settings.development,
-        serving=serving,
-        limits=_http_limits(settings),
-        ids=UlidSource(),
-        telemetry=metrics,
-        hosts=transport.hosts,
-        cors=transport.cors,
-        hsts=transport.hsts,
-        auditor=components.auditor,
-        peers=transport.peers,
-        client=transport.addresses.resolve,
-    )
-
-
-def _register(
-    shutdown: CoordinatedShutdown,
-    settings: Settings,
-    doors: Doors,
-    health: Health,
-    management: HttpServer,
-) -> None:
-    async def drain() -> None:
-        health.draining = True
-        for _, door in doors.items():
-            door.serving.draining = True
-        # Without an API nobody has to notice anything.
-        await shutdown.drain(settings.drain_delay if doors.items() else 0.0)
-
-    shutdown.add(Phase.BEFORE_SERVICE_UNBIND, "drain", drain)
-    for api, door in doors.items():
-        shutdown.add(Phase.SERVICE_UNBIND, f"{api} port", door.server.unbind)
-        shutdown.add(Phase.SERVICE_REQUESTS_DONE, f"{api} requests", door.server.requests_done)
-        shutdown.add(Phase.SERVICE_STOP, f"{api} connections", door.server.stop)
-    shutdown.add(Phase.SYSTEM_TERMINATE, "health checks", health.stop)
-    shutdown.add(Phase.SYSTEM_TERMINATE, "management port", management.close)
-
-
 def _refuse_what_ended(components: Components) -> None:
     """Raises what ended a task already: a definition that can't work shows at once, and is no reason to have served."""
     for task in components.running:
@@ -437,36 +298,3 @@ async def _until_requested(shutdown: CoordinatedShutdown, components: Components
             shutdown.request(f"the {task.get_name()} ended")
             return _why_ended(task)
     return None
-
-
-def _timeouts(settings: Settings) -> Mapping[Phase, float]:
-    return {
-        # The delay itself, and a moment to set out and come back.
-        Phase.BEFORE_SERVICE_UNBIND: settings.drain_delay + 1.0,
-        Phase.SERVICE_UNBIND: settings.unbind_timeout,
-        Phase.SERVICE_REQUESTS_DONE: settings.requests_done_timeout,
-        Phase.SERVICE_STOP: settings.stop_timeout,
-        Phase.BEFORE_CLUSTER_SHUTDOWN: settings.projections_timeout,
-        Phase.BEFORE_SYSTEM_TERMINATE: settings.flush_timeout,
-        Phase.SYSTEM_TERMINATE: settings.close_timeout,
-    }
-
-
-def _http_limits(settings: Settings) -> HttpLimits:
-    return HttpLimits(
-        body=settings.body_limit,
-        uri=settings.uri_limit,
-        headers=settings.header_limit,
-        read_timeout=settings.read_timeout,
-        request_timeout=settings.request_timeout,
-    )
-
-
-def _connection_limits(settings: Settings) -> ConnectionLimits:
-    return ConnectionLimits(
-        head_bytes=settings.uri_limit + settings.header_limit + _HEAD_SLACK,
-        uri_bytes=settings.uri_limit + _URI_SLACK,
-        write_timeout=settings.write_timeout,
-        read_timeout=settings.read_timeout,
-        idle=settings.keep_alive,
-    )

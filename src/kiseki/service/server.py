@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Auditor
 from kiseki.service.admission import Admission, Seat
+from kiseki.service.handshakes import hold_back
 from kiseki.service.protocol import ConnectionLimits, GuardedProtocol, Guards
 from kiseki.service.serving import Serving
 
@@ -193,9 +194,15 @@ class HttpServer:
         else:
             self._server = await loop.create_server(self._protocol, sock=listener, backlog=_BACKLOG)
 
-    async def unbind(self) -> None:
+    async def unbind(self, handshakes: float = 0.0) -> None:
         """Stops accepting. What the kernel had accepted already is still served: a socket that closes with
-        connections in its queue would reset them."""
+        connections in its queue would reset them.
+
+        `handshakes` are the seconds that connections get which are half open, while no further ones begin; for a socket
+        on which nobody goes on to accept.
+        """
+        if handshakes and hold_back(self._listener):
+            await asyncio.sleep(handshakes)
         self._serving.unbind()
         if self._server is not None:
             self._server.close()
@@ -226,7 +233,8 @@ class HttpServer:
                 for connection in self._connections():
                     connection.give_up()
             if left <= last / 4 and not self._serving.in_flight:
-                _log.warning("clients that do not take their answers are not waited for any longer")
+                if any(connection.unsent for connection in self._connections()):
+                    _log.warning("clients that do not take their answers are not waited for any longer")
                 return
             await asyncio.sleep(_POLL)
 
@@ -237,8 +245,8 @@ class HttpServer:
             or any(now - begun < _YOUNG for begun in self._handshakes.values())
         )
 
-    async def stop(self) -> None:
-        """Closes all connections: those that have ended properly, and after a moment whatever is left."""
+    async def stop(self, closing: float = _CLOSING) -> None:
+        """Closes all connections: those that have ended properly, and after `closing` seconds whatever is left."""
         for handshake in tuple(self._handshakes):
             handshake.cancel()
         for connection in self._connections():
@@ -248,7 +256,7 @@ class HttpServer:
             if not connection.transport.is_closing():
                 connection.transport.abort()
         loop = asyncio.get_running_loop()
-        until = loop.time() + _CLOSING
+        until = loop.time() + closing
         while True:
             if not (self._handshakes or self._state.connections) or loop.time() >= until:
                 break

@@ -249,6 +249,9 @@ class Settings(BaseSettings):
     projection_page: int = Field(500, ge=1, le=10_000, description="Commits read from the feed at once.")
 
     health_interval: float = Field(2.0, gt=0, le=60, description="Between two checks of what readiness depends on.")
+    stuck_after: float = Field(
+        30.0, gt=0, le=600, description="A process of `workers` that answers nothing for so long is started again."
+    )
     disk_free: int = Field(67_108_864, ge=0, description="Free space in `data_dir` below which it is not ready.")
 
     @field_validator("log_level", "log_format", "profile", mode="before")

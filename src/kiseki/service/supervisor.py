@@ -11,7 +11,7 @@ import logging
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,18 +25,21 @@ from kiseki.service.health import Health
 from kiseki.service.kinds import Listening, Parts
 from kiseki.service.launch import Launch
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase
+from kiseki.service.listening import bind_apis, bind_management, start_management
 from kiseki.service.metrics import Metrics, Sample
 from kiseki.service.metrics_merge import MergedMetrics
-from kiseki.service.process import bind_apis, bind_management, start_management
 from kiseki.service.settings import Settings
+from kiseki.service.shutdown_times import KILL_MARGIN, api_process_time, phase_times, updater_process_time
 
 __all__ = ["supervise"]
 
 _log = logging.getLogger(__name__)
 
 _ASK_TIMEOUT: Final = 2.0
-_MARGIN: Final = 5.0
-"""Seconds beyond its own timeouts that a process gets to end before it is killed."""
+_MOMENT: Final = 2.0
+"""Seconds to kill what hangs."""
+_STARTING: Final = 0.2
+"""Seconds between two looks at processes that wait for a store."""
 
 
 class NotReady(KisekiError):
@@ -52,7 +55,7 @@ async def supervise(
 
     Raises CannotListen, ChildFailed when it can't start.
     """
-    shutdown = CoordinatedShutdown(_timeouts(settings))
+    shutdown = CoordinatedShutdown(_timeouts(settings, parts))
     shutdown.install_signal_handlers()
     listeners = bind_apis(parts, settings)
     private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="kiseki-"))
@@ -66,24 +69,18 @@ async def supervise(
         await asyncio.to_thread(shutil.rmtree, private, ignore_errors=True)
 
 
-def _timeouts(settings: Settings) -> Mapping[Phase, float]:
+class EndedBadly(KisekiError):
+    """A process did not end in order. The message says which, and how."""
+
+    code = "ENDED_BADLY"
+
+
+def _timeouts(settings: Settings, parts: Parts) -> Mapping[Phase, float]:
     return {
-        Phase.BEFORE_SERVICE_UNBIND: settings.unbind_timeout,
-        Phase.SERVICE_UNBIND: settings.unbind_timeout,
-        Phase.SERVICE_REQUESTS_DONE: _api_time(settings) + 2 * _MARGIN,
-        Phase.SERVICE_STOP: settings.stop_timeout,
-        Phase.BEFORE_CLUSTER_SHUTDOWN: _updater_time(settings) + 2 * _MARGIN,
-        Phase.BEFORE_SYSTEM_TERMINATE: settings.flush_timeout,
-        Phase.SYSTEM_TERMINATE: settings.close_timeout,
+        **phase_times(settings),
+        Phase.SERVICE_REQUESTS_DONE: api_process_time(settings, parts.without_updater) + KILL_MARGIN + _MOMENT,
+        Phase.BEFORE_CLUSTER_SHUTDOWN: updater_process_time(settings) + KILL_MARGIN + _MOMENT,
     }
-
-
-def _updater_time(settings: Settings) -> float:
-    return settings.stop_timeout + settings.projections_timeout + settings.flush_timeout + settings.close_timeout
-
-
-def _api_time(settings: Settings) -> float:
-    return settings.drain_delay + settings.unbind_timeout + settings.requests_done_timeout + _updater_time(settings)
 
 
 class _Supervisor:
@@ -98,6 +95,7 @@ class _Supervisor:
         private: Path,
     ) -> None:
         self._settings = settings
+        self._parts = parts
         self._shutdown = shutdown
         self._listeners = listeners
         self._metrics = Metrics()
@@ -125,6 +123,8 @@ class _Supervisor:
             local={"workers": self._any_worker},
             remote={each.name: partial(_ready, each) for each in self._children},
         )
+        self._health.stuck = self._stuck
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def _children(self) -> Sequence[Child]:
@@ -138,13 +138,13 @@ class _Supervisor:
             metrics=self._expose,
             telemetry=self._metrics,
         )
-        self._register(management.close)
+        self._register()
         self._metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(self._health.readiness().ready))])
         try:
             await self._start()
         except BaseException:
-            for child in self._children:
-                await child.kill()
+            # Those that have begun may serve already.
+            await self._shutdown.undo()
             await management.close()
             raise
         if not self._shutdown.requested:
@@ -157,24 +157,55 @@ class _Supervisor:
                 )
             )
         await self._shutdown.run()
+        # The last of all, so that what ends is not taken for dead, or restarted, before it has ended.
+        await management.close()
 
     async def _start(self) -> None:
-        """The first one alone, so that what keeps a process from starting is said once; then the others."""
+        """The first one alone, so that what keeps a process from starting is said once; then the others.
+
+        Returns when all of them serve, or shutdown was asked for. Raises ChildFailed.
+        """
         first, *others = self._children
         for group in ([first], others):
             await asyncio.gather(*(child.start() for child in group))
             if self._shutdown.requested:
                 return
+        stopping = asyncio.ensure_future(self._shutdown.wait_requested())
+        try:
+            while waiting := [child for child in self._children if child.waits_for is not None]:
+                self._health.waiting = "; ".join(f"{child.name}: {child.waits_for}" for child in waiting)
+                if (await asyncio.wait([stopping], timeout=_STARTING))[0]:
+                    return
+                await asyncio.gather(*(child.has_begun() for child in waiting))
+        finally:
+            stopping.cancel()
+        self._health.waiting = None
         for child in self._children:
             child.keep()
+        self._watching = asyncio.create_task(self._watch(), name="watch")
 
-    def _register(self, close_management: Callable[[], object]) -> None:
+    async def _watch(self) -> None:
+        """Has a process started again that is there and does nothing: it would hold connections for ever."""
+        stuck_after = self._settings.stuck_after
+        while True:
+            await asyncio.gather(*(child.look(_ASK_TIMEOUT) for child in self._children))
+            for child in self._children:
+                if child.silent > stuck_after and not self._shutdown.requested:
+                    _log.error("%s has not answered for %.0f s and is killed", child.name, child.silent)
+                    child.end_now()
+            await asyncio.sleep(min(self._settings.health_interval, stuck_after / 4))
+
+    def _stuck(self) -> str | None:
+        silent = [child for child in self._children if child.silent > self._settings.stuck_after / 2]
+        return "; ".join(f"{child.name} has not answered for {child.silent:.0f} s" for child in silent) or None
+
+    def _register(self) -> None:
         stop = self._shutdown
         stop.add(Phase.BEFORE_SERVICE_UNBIND, "workers are asked to drain", self._drain)
         stop.add(Phase.SERVICE_REQUESTS_DONE, "workers", self._workers_done)
         stop.add(Phase.BEFORE_CLUSTER_SHUTDOWN, "updater", self._updater_done)
         stop.add(Phase.SYSTEM_TERMINATE, "health checks", self._health.stop)
-        stop.add(Phase.SYSTEM_TERMINATE, "management port", close_management)  # type: ignore[arg-type]
+        stop.add(Phase.SYSTEM_TERMINATE, "watch", self._end_watch)
 
     async def _drain(self) -> None:
         self._health.draining = True
@@ -187,7 +218,8 @@ class _Supervisor:
     async def _workers_done(self) -> None:
         hurrying = asyncio.create_task(self._hurry(), name="hurry")
         try:
-            await asyncio.gather(*(child.ended(_api_time(self._settings) + _MARGIN) for child in self._workers))
+            within = api_process_time(self._settings, self._parts.without_updater) + KILL_MARGIN
+            _refuse(await asyncio.gather(*(child.ended(within) for child in self._workers)))
         finally:
             hurrying.cancel()
 
@@ -199,7 +231,13 @@ class _Supervisor:
     async def _updater_done(self) -> None:
         for child in self._updaters:
             child.stop()
-            await child.ended(_updater_time(self._settings) + _MARGIN)
+        within = updater_process_time(self._settings) + KILL_MARGIN
+        _refuse(await asyncio.gather(*(child.ended(within) for child in self._updaters)))
+
+    async def _end_watch(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
 
     async def _any_worker(self) -> None:
         answers = await asyncio.gather(
@@ -219,6 +257,13 @@ class _Supervisor:
                     self._merged.ended(child.name)
             self._merged.update("supervisor", 0, self._metrics.expose().decode())
             return self._merged.expose()
+
+
+def _refuse(problems: Iterable[str | None]) -> None:
+    """Raises EndedBadly when there is one."""
+    said = [problem for problem in problems if problem is not None]
+    if said:
+        raise EndedBadly("; ".join(said))
 
 
 async def _ready(child: Child, target: str = "/ready") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -517,6 +518,27 @@ async def test_a_client_that_does_not_take_its_answer_holds_up_nothing(
         await service.server.unbind()
         await asyncio.wait_for(service.server.requests_done(0.4), 5)
     assert "do not take their answers" in caplog.text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel can't hold connections back")
+async def test_while_it_unbinds_no_connection_begins_that_would_be_reset(service: Service) -> None:
+    loop = asyncio.get_running_loop()
+    queued = socket.create_connection(("127.0.0.1", service.port))
+    unbinding = asyncio.create_task(service.server.unbind(0.5))
+    await asyncio.sleep(0)
+    late = socket.socket()
+    late.setblocking(False)
+    connecting = asyncio.create_task(loop.sock_connect(late, ("127.0.0.1", service.port)))
+    await unbinding
+    # Without the filter it would be connected by now: the event loop has run all the time.
+    assert not connecting.done()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.wait_for(connecting, 10)
+    late.close()
+    queued.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+    await asyncio.wait_for(service.server.requests_done(), 5)
+    with queued:
+        assert queued.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_stopping_ends_every_connection(service: Service) -> None:
