@@ -37,6 +37,7 @@ _STATEMENT_SECONDS: Final = 300.0
 """A restored journal has no statistics yet."""
 _COMMITS: Final = "SELECT stream, first_sequence, count, document, committed_at FROM commits"
 _CLAIMS: Final = "SELECT count(*) FROM claims"
+_THERE: Final = "SELECT to_regclass($1) IS NOT NULL"
 _SNAPSHOTS: Final = "snapshots"
 """Left out: they are made again."""
 
@@ -184,6 +185,8 @@ class PostgresStagedJournal:
             known = await _lives_in(switching, switching.replaced)
         # The search path was resolved before the schema was renamed.
         await switching.connection.execute(f"SET LOCAL search_path TO {quoted(switching.live)}")
+        if switching.replaced is not None:
+            await _keep_fence(switching, switching.replaced)
         await continue_epochs(switching.connection, self._address, known)
         return ()
 
@@ -196,6 +199,13 @@ async def _lives_in(switching: Switching, schema: str) -> Lives:
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
         await switching.connection.execute("ROLLBACK TO looking")
         return {}  # damaged; a new epoch's name is random, so none of its positions fits by chance
+
+
+async def _keep_fence(switching: Switching, old: str) -> None:
+    """Whom the live journal kept out stays out: the backup is from before that."""
+    connection, fence = switching.connection, f"{quoted(old)}.fence"
+    if await connection.fetchval(_THERE, fence):
+        await connection.execute(f"UPDATE fence SET term = there.term FROM {fence} AS there")  # noqa: S608  # quoted
 
 
 @asynccontextmanager

@@ -12,7 +12,9 @@ import asyncpg
 import pytest
 
 from kiseki.clients.postgres import PostgresAddress
+from kiseki.journal.lease.port import NotTheWriter
 from kiseki.journal.port import START, CorruptJournal
+from kiseki.journal.postgres.fence import raise_fence
 from kiseki.kernel.errors import Unavailable
 from kiseki.operations.backup.port import nothing
 from kiseki.operations.errors import BackupDamaged, BackupRefused, OperationFailed, RestoreRefused, ToolMissing
@@ -147,6 +149,20 @@ async def test_restore_beside_newer_commits(
         assert await contents_of(journal) == live
     await staged.discard()
     assert await schemas(address) == [SCHEMA, replaced[0]]
+
+
+async def test_a_site_that_was_cut_off_stays_cut_off(
+    postgres_server: PostgresServer, address: PostgresAddress, beside: Scratch, tmp_path: Path
+) -> None:
+    await fill(address, 1)
+    driver = backups_of(postgres_server, address, beside)
+    made = await driver.make(tmp_path, nothing)
+    async with connected(address) as connection:
+        await raise_fence(connection, 7, "the journal")
+    await (await driver.stage(tmp_path, manifest_of(made), nothing)).switch()
+    async with opened(address) as journal:
+        with pytest.raises(NotTheWriter, match="in term 7"):
+            await append(journal, "New-1", 0)
 
 
 async def test_nothing_is_switched_while_somebody_uses_it(
