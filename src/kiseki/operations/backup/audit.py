@@ -28,9 +28,10 @@ from kiseki.security.audit.line_files import LineFiles, file_name
 from kiseki.security.audit.places import AuditPlaces
 from kiseki.security.audit.sink import LineSource
 
-__all__ = ["AuditBackups", "PutBack", "put_back_files"]
+__all__ = ["AuditBackups", "PutBack", "audit_heads", "put_back_files"]
 
 _FILE: Final = "audit.jsonl.gz"
+_WRITERS: Final = 50
 
 PutBack = Callable[[str, Sequence[tuple[int, datetime, bytes]]], Awaitable[None]]
 """Adds lines of one writer that a log lacks: number, time, line. Raises RestoreRefused, SinkFailed."""
@@ -105,6 +106,16 @@ class AuditBackups:
             await put(writer, [(head.number, head.at, line) for head, line in zip(heads, lines, strict=True)])
             records += len(lines)
         return records
+
+
+async def audit_heads(places: AuditPlaces) -> dict[str, int]:
+    """The number of the newest record of each of the writers that wrote last. Raises LinesUnreadable, SinkFailed."""
+    heads = {}
+    for writer in await places.records.recent(_WRITERS):
+        for found in await places.records.newest(writer, 1):
+            if not found.torn:
+                heads[writer] = _decode(found.line).number
+    return heads
 
 
 async def put_back_files(directory: Path, writer: str, rows: Sequence[tuple[int, datetime, bytes]]) -> None:

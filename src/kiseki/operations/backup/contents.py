@@ -19,10 +19,13 @@ _MODULUS: Final = 1 << 256
 class ContentsDigest:
     """Adds up commits. A sum of hashes (a multiset hash), because stores give commits in different orders."""
 
-    def __init__(self) -> None:
-        self._sum = 0
-        self._commits = self._events = self._streams = 0
-        self._newest: datetime | None = None
+    def __init__(self, before: Contents | None = None) -> None:
+        """`before`: what is there already, to go on from."""
+        self._sum = 0 if before is None else int(before.digest, 16)
+        self._commits = 0 if before is None else before.commits
+        self._events = 0 if before is None else before.events
+        self._streams = 0 if before is None else before.streams
+        self._newest: datetime | None = None if before is None else before.newest
 
     def add(self, stream: str, first_sequence: int, count: int, document: bytes, committed_at: datetime) -> None:
         """Counts one commit: `document` as stored, `count` its events, `committed_at` UTC. Each commit once."""

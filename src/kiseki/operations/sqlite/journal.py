@@ -34,7 +34,7 @@ from kiseki.operations.sqlite.copying import (
     unpacked,
 )
 
-__all__ = ["SqliteJournalBackups", "SqliteStagedJournal", "contents_of", "copied_journal", "head_of"]
+__all__ = ["SqliteJournalBackups", "SqliteStagedJournal", "contents_of", "copy_moment", "head_of"]
 
 _FILE: Final = "journal.db.gz"
 _LOCK_SECONDS: Final = 10.0
@@ -173,15 +173,17 @@ async def opened_file(path: Path, clock: Clock) -> AsyncIterator[SqliteJournal]:
 
 def copied_journal(live: Path, target: Path, progress: Progress) -> tuple[str, Contents]:
     """Copies a live journal, compressed; its position and contents, of the same moment. Blocks."""
-    plain = target.with_suffix("")
     with explained_room(target.parent, "make room there"), opened_moment(live) as connection:
-        copy_whole(connection, plain, without=_WITHOUT)
-        position = head_of(connection)
+        copy_moment(connection, target)
         progress("counting")
-        contents = contents_of(connection, progress)
-        progress("compressing")
-        packed(plain, target)
-    return position, contents
+        return head_of(connection), contents_of(connection, progress)
+
+
+def copy_moment(connection: sqlite3.Connection, target: Path) -> None:
+    """Copies, compressed, the journal that a connection sees, without what can be made again. Blocks."""
+    plain = target.with_suffix("")
+    copy_whole(connection, plain, without=_WITHOUT)
+    packed(plain, target)
 
 
 def head_of(connection: sqlite3.Connection) -> str:
