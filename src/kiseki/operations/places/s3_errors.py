@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -23,6 +24,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
     UnauthorizedSSOTokenError,
 )
+from botocore.exceptions import ConnectionError as NotConnected
 
 from kiseki.kernel.errors import KisekiError
 from kiseki.operations.errors import ClockWrong, NoRoom, OperationFailed, PlaceUnavailable
@@ -80,7 +82,7 @@ def explain(problem: Exception, operation: str, *, address: S3Address, setting: 
     if isinstance(problem, _CREDENTIALS):
         reason = " ".join(str(problem).split())[:300]  # may name a profile, a path or a role, never a key
         return PlaceUnavailable(f"{where}: no credentials for AWS: {reason.rstrip('.')}; {_GET_SOME}")
-    if isinstance(problem, (HTTPClientError, TimeoutError, OSError)):
+    if isinstance(problem, (NotConnected, HTTPClientError, aiohttp.ClientError, OSError)):
         to = address.endpoint or f"S3 in {address.region}"
         return PlaceUnavailable(
             f"{where}: {to} does not answer ({type(problem).__name__}); look at network and proxy, then begin again"

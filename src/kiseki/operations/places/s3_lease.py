@@ -189,7 +189,7 @@ class S3Lease:
             except (PlaceUnavailable, OperationFailed, TimeoutError) as problem:
                 if now() - renewed >= self._pace.give_up:
                     return "its lock could not be renewed"
-                _log.warning("the lock of %s could not be renewed, trying again: %s", self._what, problem)
+                _log.warning("the lock of %s could not be renewed, trying again: %r", self._what, problem)
             else:
                 renewed = begun
 
@@ -200,4 +200,4 @@ class S3Lease:
                 if await self._write(free=True):
                     await self._bucket.drop_old(self._key)
         except (PlaceUnavailable, OperationFailed, TimeoutError) as problem:
-            _log.warning("the lock of %s could not be given back, it ends by itself: %s", self._what, problem)
+            _log.warning("the lock of %s could not be given back, it ends by itself: %r", self._what, problem)

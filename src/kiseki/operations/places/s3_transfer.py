@@ -89,7 +89,7 @@ class S3Transfer:
             except (BotoCoreError, aiohttp.ClientError, OSError) as problem:
                 await self._again(attempt, key, problem)
                 continue
-            if len(data) == answer["ContentLength"]:
+            if len(data) == answer.get("ContentLength"):
                 return data, answer
             await self._again(attempt, key, None)
         raise AssertionError  # the last try raises
@@ -150,9 +150,9 @@ class S3Transfer:
             raise
 
     async def _fill(self, key: str, descriptor: int, disk: Disk) -> bool:
-        done = 0
+        done = attempt = 0
         first: Mapping[str, Any] | None = None
-        for attempt in range(_TRIES):
+        while True:
             request: dict[str, str] = {}
             if first is not None and done:
                 request = {"IfMatch": first["ETag"], "Range": f"bytes={done}-"}
@@ -164,7 +164,7 @@ class S3Transfer:
             if done and "ContentRange" not in answer:  # all of it again
                 os.lseek(descriptor, 0, os.SEEK_SET)
                 done = 0
-            problem: Exception | None = None
+            before, problem = done, None
             try:
                 async with answer["Body"] as body:
                     while chunk := await _chunk(body):
@@ -173,10 +173,11 @@ class S3Transfer:
                         done += len(chunk)
             except (BotoCoreError, aiohttp.ClientError, OSError) as broken:
                 problem = broken
-            if done == first["ContentLength"]:
+            if done == first.get("ContentLength"):
                 return True
+            attempt = 0 if done > before else attempt
             await self._again(attempt, key, problem)
-        raise AssertionError  # the last try raises
+            attempt += 1
 
     async def _again(self, attempt: int, key: str, problem: Exception | None) -> None:
         """Waits before another try. Raises PlaceUnavailable after the last."""
@@ -186,7 +187,7 @@ class S3Transfer:
                 f"{address.label}: {address.name(key)} broke off {_TRIES} times while it was read; look at network and "
                 f"proxy, then begin again"
             ) from problem
-        await asyncio.sleep(random.uniform(0, 0.1 * 4**attempt))  # noqa: S311  # no secret
+        await asyncio.sleep(random.uniform(0, 0.05 * 3**attempt))  # noqa: S311  # no secret
 
 
 async def _all_of(works: list[Any]) -> list[Any]:

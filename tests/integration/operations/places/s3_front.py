@@ -79,6 +79,9 @@ class S3Front:
             return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect"):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         body = await request.content.read()
         seen = Seen(self, request, body)
         self.requests.append(seen)
