@@ -60,6 +60,7 @@ class WriterLease:
         now: Callable[[], datetime],
         journal: FencedJournal | None = None,
         may_begin: Callable[[], Awaitable[bool]] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`writer` names the process, as no other one; `clock` is by what the permission ends, `now` for people.
 
@@ -67,6 +68,7 @@ class WriterLease:
         where there is no lease, whether this process may begin it for its site.
         """
         self._may_begin = may_begin
+        self._sleep = sleep
         self._store = store
         self._site = site
         self._writer = writer
@@ -135,7 +137,7 @@ class WriterLease:
                 told = str(problem)
             # Sooner while there is nothing to renew: a handing over ends at any time. Not all processes at once.
             pause = self.interval if self.permitted and not told else self.interval / 4
-            await asyncio.sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311  # not a secret
+            await self._sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311  # not a secret
 
     async def renew(self) -> None:
         """Asks for the permission once. Raises LeaseUnavailable, LeaseBroken, JournalUnavailable."""
@@ -155,7 +157,7 @@ class WriterLease:
             if await self._store.swap(before, after):
                 await self._granted(started, after)
                 return
-            await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311  # as above
+            await self._sleep(random.uniform(0, 0.05))  # noqa: S311  # as above
         raise LeaseUnavailable(f"the lease in {self._store.label} is changed by others again and again")
 
     async def granted(self) -> None:

@@ -142,6 +142,10 @@ class FencedJournal(Protocol):
         knows a later term, JournalUnavailable."""
         ...
 
+    async def unfence(self) -> None:
+        """Takes appends of everybody again, of processes without a lease too. Raises JournalUnavailable."""
+        ...
+
     async def fenced_term(self) -> int:
         """The term that the store knows; 0 when it never had one. Raises JournalUnavailable."""
         ...

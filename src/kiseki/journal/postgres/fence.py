@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from kiseki.clients.postgres import PostgresConnection, transaction
 from kiseki.journal.lease.port import NotTheWriter, elapsed_clock
 
-__all__ = ["ALLOWED", "OPEN", "Permit", "fenced_term", "new_permit", "raise_fence", "refuse_when_fenced"]
+__all__ = ["ALLOWED", "OPEN", "Permit", "fenced_term", "new_permit", "open_fence", "raise_fence", "refuse_when_fenced"]
 
 
 class Permit(NamedTuple):
@@ -65,6 +65,11 @@ async def raise_fence(connection: PostgresConnection, term: int, label: str) -> 
         if there > term:
             raise NotTheWriter(f"{label} is written by another site, in term {there}, and refuses term {term}")
         await connection.execute(_RAISE, term)
+
+
+async def open_fence(connection: PostgresConnection) -> None:
+    """Lets everybody append. Raises what asyncpg raises."""
+    await connection.execute(_RAISE, 0)
 
 
 async def fenced_term(connection: PostgresConnection) -> int:

@@ -36,7 +36,7 @@ from kiseki.journal.port import (
 )
 from kiseki.journal.postgres.append import new_request, refuse_unstorable
 from kiseki.journal.postgres.feed import Place, PlaceLost, place_of, position_of, read_feed, read_head, read_lag
-from kiseki.journal.postgres.fence import fenced_term, new_permit, raise_fence
+from kiseki.journal.postgres.fence import fenced_term, new_permit, open_fence, raise_fence
 from kiseki.journal.postgres.hints import PostgresHints
 from kiseki.journal.postgres.reader import (
     delete_snapshots,
@@ -316,6 +316,12 @@ class PostgresJournal:
         self._refuse_when_closed()
         async with self._writers.connection() as connection:
             await raise_fence(connection, term, f"the journal on {self._address.label}")
+
+    async def unfence(self) -> None:
+        """As FencedJournal says."""
+        self._refuse_when_closed()
+        async with self._writers.connection() as connection:
+            await open_fence(connection)
 
     async def fenced_term(self) -> int:
         """As FencedJournal says."""
