@@ -63,6 +63,11 @@ class Backups:
             yield cls(settings, secrets, opened)
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the journal is a file of this machine."""
+        return store_urls(self.settings).journal.embedded
+
+    @property
     def parts(self) -> Sequence[Part]:
         """The parts that have a place."""
         return [part for part in Part if getattr(self.settings, _SETTINGS[part])]

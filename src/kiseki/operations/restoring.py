@@ -186,7 +186,7 @@ class _Restore:
         checked = await check_journal(
             journal,
             name=source.name,
-            wanted=source.contents,
+            wanted=journal.contents,
             live=self._backups.live.journal,
             discard_newer=self._plan.discard_newer,
             progress=self._progress,

@@ -1,5 +1,4 @@
-"""What a restore starts from: a backup, or what continuous protection has, whichever goes further. Used by `restore`.
-"""
+"""What a restore starts from: a backup, or what continuous protection has, whichever goes further. For `restore`."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from kiseki.operations.backup.files import opened_backup
-from kiseki.operations.backup.manifest import Contents, Manifest, Part
+from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backups import Backups
 from kiseki.operations.errors import BackupMissing
@@ -25,8 +24,6 @@ class Source(NamedTuple, Generic[T]):
 
     name: str
     """For messages."""
-    contents: Contents | None
-    """What has to be in it, where that is known."""
     staged: Callable[[Path, Progress], AbstractAsyncContextManager[T]]
     """Stages it, with an empty folder to work in, for the time of the block. Raises BackupDamaged, Unavailable."""
 
@@ -37,7 +34,8 @@ async def journal_source(backups: Backups, identity: str | None, until: datetime
     if identity is not None:
         return _journal_backup(backups, await catalog.find(Part.JOURNAL, identity))
     newest = await _newest(backups, Part.JOURNAL, until)
-    protection = backups.journal_protection()
+    # A cluster is recovered as a whole, with the server stopped: not here.
+    protection = backups.journal_protection() if backups.is_embedded else None
     through = None if protection is None else await protection.through()
     if protection is not None and through is not None and (newest is None or through >= newest.made.as_of):
 
@@ -46,7 +44,7 @@ async def journal_source(backups: Backups, identity: str | None, until: datetime
             yield await protection.recover(work, progress, until=until)
 
         reach = through if until is None else min(through, until)
-        return Source(f"continuous protection, which goes to {reach:%Y-%m-%d %H:%M:%S} UTC", None, recovered)
+        return Source(f"continuous protection, which goes to {reach:%Y-%m-%d %H:%M:%S} UTC", recovered)
     if newest is None:
         raise _missing(Part.JOURNAL, backups, until)
     return _journal_backup(backups, newest)
@@ -63,7 +61,7 @@ async def key_source(backups: Backups) -> Source[StagedKeys]:
         async def recovered(work: Path, progress: Progress) -> AsyncIterator[StagedKeys]:
             yield await protection.recover(work, progress)
 
-        return Source(f"continuous protection, which goes to {through:%Y-%m-%d %H:%M:%S} UTC", None, recovered)
+        return Source(f"continuous protection, which goes to {through:%Y-%m-%d %H:%M:%S} UTC", recovered)
     if newest is None:
         raise _missing(Part.KEYS, backups, None)
     manifest = newest
@@ -73,7 +71,7 @@ async def key_source(backups: Backups) -> Source[StagedKeys]:
         async with opened_backup(backups.catalog(Part.KEYS), manifest, progress) as folder:
             yield await backups.drivers.keys().stage(folder, manifest, progress)
 
-    return Source(_name(manifest), None, staged)
+    return Source(_name(manifest), staged)
 
 
 def _journal_backup(backups: Backups, manifest: Manifest) -> Source[StagedJournal]:
@@ -82,7 +80,7 @@ def _journal_backup(backups: Backups, manifest: Manifest) -> Source[StagedJourna
         async with opened_backup(backups.catalog(Part.JOURNAL), manifest, progress) as folder:
             yield await backups.drivers.journal().stage(folder, manifest, progress)
 
-    return Source(_name(manifest), manifest.made.contents, staged)
+    return Source(_name(manifest), staged)
 
 
 async def _newest(backups: Backups, part: Part, until: datetime | None) -> Manifest | None:

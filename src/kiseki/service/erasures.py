@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kiseki.application.commands import CommandSettings, command_handler
 from kiseki.application.context import Application
@@ -36,9 +36,13 @@ from kiseki.security.secrets.source import SecretSource
 from kiseki.service.logging import request_ids
 from kiseki.service.store_family import ReadModels, StoreJournal
 
+if TYPE_CHECKING:
+    from kiseki.clients.postgres import PostgresAddress
+
 __all__ = [
     "AuditedErasures",
     "erasure_replay",
+    "ledger_address",
     "ledger_directory",
     "migrate_ledger",
     "open_ledger",
@@ -145,12 +149,16 @@ async def migrate_ledger(where: str, data_dir: Path, *, secrets: SecretSource) -
         from kiseki.security.erasure.dynamodb_ledger import DynamoDbLedgerStore  # noqa: PLC0415
 
         return await DynamoDbLedgerStore.migrate(DynamoDbAddress.parse(where))
-    from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
     from kiseki.security.erasure.postgres_ledger import PostgresLedgerStore  # noqa: PLC0415
 
-    return await PostgresLedgerStore.migrate(
-        PostgresAddress.parse(where, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
-    )
+    return await PostgresLedgerStore.migrate(ledger_address(where, secrets))
+
+
+def ledger_address(where: str, secrets: SecretSource) -> PostgresAddress:
+    """Where a ledger in PostgreSQL is. Raises StoreUrlInvalid."""
+    from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
+
+    return PostgresAddress.parse(where, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
 
 
 def erasure_replay(
@@ -254,9 +262,6 @@ async def _store(where: str, data_dir: Path, secrets: SecretSource, *, begin: bo
         from kiseki.security.erasure.dynamodb_ledger import DynamoDbLedgerStore  # noqa: PLC0415
 
         return await DynamoDbLedgerStore.open(DynamoDbAddress.parse(where))
-    from kiseki.clients.postgres import PostgresAddress  # noqa: PLC0415
     from kiseki.security.erasure.postgres_ledger import PostgresLedgerStore  # noqa: PLC0415
 
-    return await PostgresLedgerStore.open(
-        PostgresAddress.parse(where, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
-    )
+    return await PostgresLedgerStore.open(ledger_address(where, secrets))

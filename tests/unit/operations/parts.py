@@ -12,7 +12,7 @@ from kiseki.journal.transfer.importing import import_journal
 from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.operations.backup.catalog import Catalog
 from kiseki.operations.backup.compare import surveyed
-from kiseki.operations.backup.manifest import Made, Manifest
+from kiseki.operations.backup.manifest import Contents, Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.places.folder import FolderPlace
 from kiseki.testing.journal_conformance import SetClock
@@ -78,6 +78,7 @@ class StagedMemory:
         self._backups = backups
         self._journal = journal
         self.state = "staged"
+        self.contents: Contents | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[TransferableJournal]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kiseki.journal.transfer.transferable import TransferableJournal
-from kiseki.operations.backup.manifest import Made, Manifest
+from kiseki.operations.backup.manifest import Contents, Made, Manifest
 from kiseki.security.key_store import KeyStore
 
 __all__ = [
@@ -61,6 +61,11 @@ class Staged(Protocol):
 
 class StagedJournal(Staged, Protocol):
     """A staged journal."""
+
+    @property
+    def contents(self) -> Contents | None:
+        """What has to be in it; None where what it was made of does not say."""
+        ...
 
     def opened(self) -> AbstractAsyncContextManager[TransferableJournal]:
         """It, to be read."""

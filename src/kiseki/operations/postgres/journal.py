@@ -144,15 +144,23 @@ class PostgresJournalBackups:
         except BaseException:
             await staged.discard()
             raise
-        return PostgresStagedJournal(self._into, name, staged, kept, clock=self._clock)
+        return PostgresStagedJournal(self._into, name, staged, kept, contents=manifest.made.contents, clock=self._clock)
 
 
 class PostgresStagedJournal:
     """A journal restored beside the live one."""
 
     def __init__(
-        self, address: PostgresAddress, schema: str, staged: StagedSchemas, kept: Grants | None, *, clock: Clock
+        self,
+        address: PostgresAddress,
+        schema: str,
+        staged: StagedSchemas,
+        kept: Grants | None,
+        *,
+        contents: Contents | None,
+        clock: Clock,
     ) -> None:
+        self.contents = contents
         self._address = address
         self._schema = schema
         self._staged = staged

@@ -111,7 +111,7 @@ class PostgresProtection:
                 if base is None:
                     progress("beginning anew")
                     await self._begin_anew(connection, cluster)
-                await self.receiver.begin(program)
+                await self.receiver.begin(program, segment=cluster.segment)
                 made = base is None or self._clock.now() - base.finished_at >= _BASE_EVERY
                 if made:
                     base = await self._bases.make(

@@ -48,10 +48,10 @@ class WalReceiver:
         """Of the child that runs now."""
         return None if self._child is None or self._child.ended else self._child.process_id
 
-    async def begin(self, program: Path) -> None:
-        """Starts to receive; again is fine."""
+    async def begin(self, program: Path, *, segment: int) -> None:
+        """Starts to receive files of so many bytes each; again is fine."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(program), name=f"log of {self._address.label}")
+            self._task = asyncio.create_task(self._run(program, segment), name=f"log of {self._address.label}")
 
     async def end(self) -> None:
         """Stops receiving; again is fine."""
@@ -61,7 +61,7 @@ class WalReceiver:
             await asyncio.gather(task, return_exceptions=True)
         self.problem = None
 
-    async def _run(self, program: Path) -> None:
+    async def _run(self, program: Path, segment: int) -> None:
         pause, renewed = _FIRST_PAUSE, False
         loop = asyncio.get_running_loop()
         arguments = [
@@ -75,6 +75,7 @@ class WalReceiver:
         while True:
             began = loop.time()
             try:
+                await asyncio.to_thread(self._remove_unfinished, segment)
                 self._child = await self._programs.start(program, arguments, address=self._address, renewed=renewed)
                 self.starts += 1
                 self.problem = None
@@ -94,6 +95,12 @@ class WalReceiver:
             _log.warning("receiving the log of %s stopped, and is begun again: %s", self._address.label, self.problem)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _remove_unfinished(self, segment: int) -> None:
+        """A file that the disk had no room for: nothing was written into it yet, and pg_receivewal would stop at it."""
+        for path in self._folder.glob("*.partial"):
+            if 0 < path.stat().st_size < segment:
+                path.unlink()
 
     def _explained(self, complaint: str, code: int) -> KisekiError:
         if "is active for PID" in complaint:

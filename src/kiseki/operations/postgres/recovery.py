@@ -21,7 +21,7 @@ from typing import Final
 from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.postgres.journal import PostgresJournal
 from kiseki.kernel.ports import Clock
-from kiseki.operations.backup.manifest import Manifest
+from kiseki.operations.backup.manifest import Contents, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import BackupDamaged, BackupMissing, OperationFailed
@@ -58,6 +58,9 @@ _SETTINGS: Final = {
 
 class RecoveredCluster:
     """A cluster that was put together and runs on a private socket. A StagedJournal."""
+
+    contents: Contents | None = None
+    """Nobody counted what was in the cluster at that moment."""
 
     def __init__(
         self, work: Path, running: AsyncExitStack, address: PostgresAddress, live: PostgresAddress, *, clock: Clock

@@ -1,6 +1,6 @@
 """`SqliteKeyProtection`: copies new keys and erasures of an embedded key store every minute. Made by `Drivers`.
 
-Rows are only appended, erasures are numbered, and what is destroyed is overwritten in place: so what came since the last
+Rows are only appended, erasures are numbered, what is destroyed is overwritten in place: so what came since the last
 step are the rows and erasures after the last ones. Putting it together ends with the erasures, which win over keys that
 older copies still have. Everything older than a few days is removed, bases too, and even the last: copies of keys end.
 """
