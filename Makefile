@@ -8,7 +8,7 @@ EMULATORS := .venv-emulators
 SCANNERS := .venv-scanners
 BIN := $(DEV_VENV)/bin
 
-.PHONY: run test check pytest soak sbom scan bench bench-journals lock format clean
+.PHONY: run test check pytest soak sbom scan bench bench-journals rolling lock format clean
 
 run: $(VENV)/.ready
 	@exec $(VENV)/bin/kiseki serve $(ARGS)
@@ -40,6 +40,9 @@ bench: $(DEV_VENV)/.ready
 
 bench-journals: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m benchmarks journals $(ARGS)
+
+rolling: $(DEV_VENV)/.ready
+	$(BIN)/python -m benchmarks rolling $(ARGS)
 
 $(VENV)/.ready: requirements.lock tools/make-venv.sh pyproject.toml
 	@tools/make-venv.sh $(VENV) requirements.lock

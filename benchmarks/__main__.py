@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: `python -m benchmarks whole-path`, `security`, and `journals`."""
+"""The command line of the benchmarks: `python -m benchmarks whole-path`, `security`, `journals`, and `rolling`."""
 
 import argparse
 import signal
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _journals(options)
     if options.benchmark == "security":
         return _security(options)
+    if options.benchmark == "rolling":
+        return _rolling(options)
     effort = SMOKE
     if not options.smoke:
         effort = Effort(
@@ -77,6 +79,23 @@ def _journals(options: argparse.Namespace) -> int:
     return 0
 
 
+def _rolling(options: argparse.Namespace) -> int:
+    # Here: it imports the product and the servers of the tests.
+    from benchmarks.rolling import RollingEffort, measure_rolling, print_rolling
+
+    effort = RollingEffort(rounds=options.rounds, connections=options.connections, drain_delay=options.drain_delay)
+    try:
+        runs = measure_rolling(effort)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_rolling(runs, effort, Console(width=TABLE_WIDTH))
+    problems = [problem for run in runs for problem in run.problems]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
 def _security(options: argparse.Namespace) -> int:
     # Here: it imports the product, which the whole path only starts.
     from benchmarks.security import SecurityEffort, measure_security, print_security, too_slow
@@ -115,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     security.add_argument("--seconds", type=_positive, default=0.5, help="measured in a slice (%(default)s)")
     security.add_argument("--only-on", action="store_true", help="without the lines for TLS and Redis")
     security.add_argument("--smoke", action="store_true", help="one short slice of each: does everything work?")
+    rolling = benchmarks.add_parser("rolling", help="replaces command APIs under load; fails when a request does")
+    rolling.add_argument("--rounds", type=_positive_int, default=8, help="each replaces two processes (%(default)s)")
+    rolling.add_argument("--connections", type=_positive_int, default=48, help="kept alive (%(default)s)")
+    rolling.add_argument("--drain-delay", type=_positive, default=1.0, help="of each process (%(default)s)")
     whole_path = benchmarks.add_parser("whole-path", help="commands from HTTP to durable commit to read model")
     whole_path.add_argument("--rounds", type=_positive_int, default=5, help="of every server, in turn (%(default)s)")
     whole_path.add_argument("--seconds", type=_positive, default=5.0, help="measured in a round (%(default)s)")
