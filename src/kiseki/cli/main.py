@@ -578,6 +578,66 @@ def backup_protect(
     return protect(once=once, config=config, data_dir=data_dir)
 
 
+OtherSite = Annotated[Path | None, typer.Option("--other", metavar="FILE", help="Settings of the other site (TOML).")]
+
+
+@dr.command("begin")
+def dr_begin(config: Config = None, data_dir: DataDir = None) -> None:
+    """Begin the lease of a journal that never had one, or whose lease was lost: this site writes."""
+    from kiseki.cli.dr import begin
+
+    begin(config=config, data_dir=data_dir)
+
+
+@dr.command("status")
+def dr_status(other: OtherSite = None, config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+    """Show which site writes, how old its last renewal is, and how far the other one is behind."""
+    from kiseki.cli.dr import status
+
+    return status(config=config, data_dir=data_dir, other=other, json=json)
+
+
+@dr.command("failover")
+def dr_failover(
+    *,
+    other: OtherSite = None,
+    forced: Annotated[
+        bool, typer.Option("--forced", help="The other site can't be asked: wait until its lease has lapsed.")
+    ] = False,
+    unfenced: Annotated[
+        bool, typer.Option("--unfenced", help="Without a lease: nothing proves that the other site has stopped.")
+    ] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Make this site the one that writes. Planned unless told otherwise: stop, drain, verify, switch."""
+    from kiseki.cli.dr import failover
+
+    failover(config=config, data_dir=data_dir, other=other, forced=forced, unfenced=unfenced, json=json)
+
+
+@dr.command("failback")
+def dr_failback(
+    *,
+    other: Annotated[Path, typer.Option("--other", metavar="FILE", help="Settings of the other site (TOML).")],
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where diverged commits are written; a new file.")
+    ] = Path("diverged.jsonl"),
+    accept: Annotated[
+        Path | None,
+        typer.Option("--accept-diverged", metavar="FILE", help="They are all in this file, and need not be here."),
+    ] = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> int:
+    """Say what the site that wrote before a forced failover has and this one lacks, and keep it."""
+    from kiseki.cli.dr import failback
+
+    return failback(config=config, data_dir=data_dir, other=other, output=output, accept=accept, json=json)
+
+
 @dr.command("drill")
 def dr_drill(
     *,

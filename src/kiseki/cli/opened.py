@@ -21,7 +21,7 @@ from kiseki.service.secrets import opened_secrets
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
 
-__all__ = ["opened_audit_log", "opened_identity", "opened_issuer", "opened_keys", "operator"]
+__all__ = ["opened_audit", "opened_audit_log", "opened_identity", "opened_issuer", "opened_keys", "operator"]
 
 
 def operator() -> str:
@@ -44,7 +44,7 @@ async def opened_audit_log(settings: Settings) -> AsyncIterator[AuditPlaces]:
 @asynccontextmanager
 async def opened_keys(settings: Settings) -> AsyncIterator[OpenKeys]:
     """The key store and its master keys. Raises as Stores.open."""
-    async with _audited(settings) as (_, audit):
+    async with opened_audit(settings) as (_, audit):
         stores = await Stores.open(settings, clock=SystemClock(), telemetry=NoTelemetry(), make=False)
         try:
             yield OpenKeys(stores.key_store, stores.master_keys, audit, operator())
@@ -55,14 +55,14 @@ async def opened_keys(settings: Settings) -> AsyncIterator[OpenKeys]:
 @asynccontextmanager
 async def opened_issuer(settings: Settings, key: Path | None) -> AsyncIterator[TokenIssuer]:
     """What issues tokens. Raises SettingsError, KeyRefused."""
-    async with _audited(settings) as (secrets, audit):
+    async with opened_audit(settings) as (secrets, audit):
         yield await issuer_of(settings, secrets=secrets, clock=SystemClock(), auditor=audit, private_key=key)
 
 
 @asynccontextmanager
 async def opened_identity(settings: Settings) -> AsyncIterator[OpenIdentity]:
     """What knows tokens and revocations. Raises SettingsError, KeyRefused, Unavailable."""
-    async with _audited(settings) as (secrets, audit):
+    async with opened_audit(settings) as (secrets, audit):
         opened = await open_identity(
             settings, secrets=secrets, clock=SystemClock(), auditor=audit, pseudonym=lambda issuer, subject: ""
         )
@@ -73,7 +73,8 @@ async def opened_identity(settings: Settings) -> AsyncIterator[OpenIdentity]:
 
 
 @asynccontextmanager
-async def _audited(settings: Settings) -> AsyncIterator[tuple[SecretSource, AuditLog]]:
+async def opened_audit(settings: Settings) -> AsyncIterator[tuple[SecretSource, AuditLog]]:
+    """What records what an operator does, with the secrets that it needs. Raises SettingsError, AuditUnavailable."""
     async with opened_secrets(settings) as secrets:
         audit = await open_audit(settings, secrets=secrets, clock=SystemClock(), masker=Masker())
         try:

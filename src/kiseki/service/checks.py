@@ -23,6 +23,7 @@ from kiseki.security.secrets.findings import (
 )
 from kiseki.security.secrets.reference import SecretReference, SecretReferenceInvalid
 from kiseki.service.audit import audit_directory
+from kiseki.service.backup_places import mixed_places
 from kiseki.service.cors import Cors, InvalidOrigin
 from kiseki.service.hosts import Hosts, InvalidHostName
 from kiseki.service.identity import has_keys
@@ -71,7 +72,7 @@ def findings(settings: Settings, environ: Mapping[str, str], parts: Parts = _EVE
         if parts.apis:
             found += [*_identity(settings), *_transport(settings), *_limits(settings, parts)]
         found += _secrets(settings, parts)
-        for part in (_management, _stores, _personal_data, _audit):
+        for part in (_management, _stores, _personal_data, _backups, _audit):
             found += part(settings)
         found += [Finding(*one) for one in (*aws_findings(environ), *vault_findings(settings.vault_address))]
     found += _timing(settings, parts)
@@ -247,6 +248,10 @@ def _personal_data(settings: Settings) -> list[Finding]:
             )
         )
     return found
+
+
+def _backups(settings: Settings) -> list[Finding]:
+    return [Finding("backup", mixed.problem, mixed.remedy) for mixed in mixed_places(settings)]
 
 
 def _audit(settings: Settings) -> list[Finding]:

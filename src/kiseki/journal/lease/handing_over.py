@@ -70,6 +70,13 @@ class HandingOver:
         """Whether it goes on with a run that had begun before."""
         self.record: LeaseRecord | None = None
         """As it was last seen."""
+        self.all_let_go = False
+        """Whether every writer said that nothing of it is under way, so that none had to be waited out."""
+
+    async def under_way(self) -> bool:
+        """Whether a handing over has begun that is not finished. Raises LeaseUnavailable, LeaseBroken."""
+        record = await self._store.read()
+        return record is not None and record.state == "handing-over"
 
     async def begin(self, target: str) -> LeaseRecord:
         """Makes the lease say that it is handed over to a site; durable when this returns.
@@ -115,6 +122,7 @@ class HandingOver:
                 record = await self._change()
             except LeaseUnavailable as problem:
                 _log.warning("the wait goes on: %s", problem)
+        self.all_let_go = not record.writers and not record.waited
         await self._change(waited=True, writers={})
         return self._clock() - self._began
 
