@@ -28,6 +28,7 @@ from kiseki.service.cors import Cors, InvalidOrigin
 from kiseki.service.hosts import Hosts, InvalidHostName
 from kiseki.service.identity import has_keys
 from kiseki.service.kinds import Parts
+from kiseki.service.lease import lease_problem, region_of
 from kiseki.service.limits import IN_MEMORY
 from kiseki.service.settings import Settings
 from kiseki.service.shutdown_times import shutdown_shares
@@ -39,6 +40,8 @@ __all__ = ["SECRETS", "Finding", "UnsafeSettings", "findings", "refuse_unsafe"]
 SECRETS: Final = ("token_secret", "tls_key_password", "audit_key", "audit_keys_previous", "vault_secret_id")
 """The settings that are secrets or refer to them; others may hold one inside a URL."""
 _OF_APIS: Final = frozenset({"token_secret", "tls_key_password"})
+_SHORTEST_LEASE: Final = 40.0
+"""Seconds; the server ends a statement of an append after ten, a quarter of it."""
 _EVERYTHING: Final = Parts(command=True, query=True, updater=True)
 
 
@@ -72,7 +75,7 @@ def findings(settings: Settings, environ: Mapping[str, str], parts: Parts = _EVE
         if parts.apis:
             found += [*_identity(settings), *_transport(settings), *_limits(settings, parts)]
         found += _secrets(settings, parts)
-        for part in (_management, _stores, _personal_data, _backups, _audit):
+        for part in (_management, _stores, _sites, _personal_data, _backups, _audit):
             found += part(settings)
         found += [Finding(*one) for one in (*aws_findings(environ), *vault_findings(settings.vault_address))]
     found += _timing(settings, parts)
@@ -235,6 +238,29 @@ def _stores(settings: Settings) -> list[Finding]:
         for setting, url in urls.items()
         for one in connection_findings(url)
     ]
+
+
+def _sites(settings: Settings) -> list[Finding]:
+    """Two sites, of which one may write."""
+    sites = (settings.primary_region, settings.secondary_region)
+    if not settings.lease:
+        problem = "two regions are set, but no lease says which of them writes: a forced failover would be unfenced"
+        return [Finding("lease", problem, "set lease to a place in a third region")] if any(sites) else []
+    found = []
+    wrong = lease_problem(settings)
+    if wrong is not None:
+        found.append(Finding("lease", wrong, "name both sites, and this one"))
+    region = region_of(settings.lease)
+    if region and region in (*sites, region_of(settings.journal)):
+        problem = "the lease is kept in one of the two regions, with which it would be lost"
+        found.append(Finding("lease", problem, "set lease to a place in a third region"))
+    elif "://" not in settings.lease and is_inside(settings.lease, settings.data_dir):
+        problem = "the lease is kept in data_dir, which only this site has"
+        found.append(Finding("lease", problem, "set lease to a place that both sites reach, in a third region"))
+    if settings.lease_seconds < _SHORTEST_LEASE:
+        problem = f"an append may take longer than what {settings.lease_seconds:g} s (lease_seconds) leave for it"
+        found.append(Finding("lease_seconds", problem, f"set it to {_SHORTEST_LEASE:g} or more; 60 is usual"))
+    return found
 
 
 def _personal_data(settings: Settings) -> list[Finding]:
