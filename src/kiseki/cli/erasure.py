@@ -73,7 +73,10 @@ def replay(*, application: str | None, config: Path | None, data_dir: Path | Non
     loaded = load_application(application)
 
     async def work(stores: Stores) -> ReplayReport:
-        return await replay_erasures(loaded, settings, stores, everything=everything)
+        if stores.lease is None:
+            return await replay_erasures(loaded, settings, stores, everything=everything)
+        async with stores.lease.held(settings.lease_seconds):
+            return await replay_erasures(loaded, settings, stores, everything=everything)
 
     report = asyncio.run(_with_stores(settings, work))
     print(msgspec.json.encode(report).decode() if json else str(report))

@@ -15,6 +15,7 @@ from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.journal.lease.guarded import guarded
 from kiseki.journal.lease.holder import WriterLease
+from kiseki.journal.lease.port import NotTheWriter
 from kiseki.journal.port import START
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
@@ -137,7 +138,15 @@ class Stores:
                     store=key_store, wrapper=master_keys, clock=clock, ttl=settings.key_cache_seconds
                 )
             # First: a wrong key store must not begin a ledger of its own.
-            await bind_key_store(journal, key_store, protector.digests)
+            try:
+                await bind_key_store(journal, key_store, protector.digests)
+            except NotTheWriter:
+                # Only the first start of a service writes, and only the site that may.
+                if lease is None or not make:
+                    raise
+                with _reached(_LEASE):
+                    await lease.renew()
+                    await bind_key_store(journal, key_store, protector.digests)
             # What is restored without its ledger must not begin a new one, and what only looks begins none.
             begin = make and (begin_ledger or settings.development or not (await journal.feed(START, limit=1)).commits)
             with _reached(_LEDGER):
