@@ -98,7 +98,7 @@ def kiseki(*arguments: str, cwd: Path | None = None, **environment: str) -> subp
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
     """The one line of a command that failed."""
     assert done.returncode != 0
-    assert done.stderr.startswith("kiseki: ")
+    assert done.stderr.startswith("kiseki: "), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr

@@ -24,7 +24,7 @@ from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backups import Backups
 from kiseki.operations.errors import BackupMissing, BackupRefused
 from kiseki.operations.protect.forever import protect as protect_forever
-from kiseki.operations.restoring import RestorePlan, RestoreReport
+from kiseki.operations.restoring import RestorePlan, RestoreReport, restore_cluster
 from kiseki.operations.restoring import restore as carry_out
 from kiseki.security.audit.log import AuditLog
 from kiseki.security.masking import Masker
@@ -158,6 +158,7 @@ def restore(
     until: str | None,
     discard_newer: bool,
     catch_up: bool,
+    cluster: Path | None,
     config: Path | None,
     data_dir: Path | None,
     json: bool,
@@ -176,7 +177,10 @@ def restore(
         )
         await _record(audit, _event("restore.started", "done", ",".join(sorted(plan.parts)) or "what is lost"))
         try:
-            report = await carry_out(backups, loaded, plan, tell)
+            if cluster is None:
+                report = await carry_out(backups, loaded, plan, tell)
+            else:
+                report = await restore_cluster(backups, cluster, plan.until, tell)
         except BaseException as problem:
             await _record(audit, _event("restore.done", "failed", "", _code(problem)))
             raise
@@ -233,7 +237,7 @@ def _tell_restored(report: RestoreReport) -> None:
         print(f"audit: {report.audit_records:,} records are there")
     if report.erasures:
         print(f"erasures: {report.erasures}")
-    print(f"done in {report.seconds:,.1f} s; start kiseki")
+    print(f"done in {report.seconds:,.1f} s" + ("" if report.left else "; start kiseki"))
 
 
 def _parts(backups: Backups, named: Sequence[str]) -> list[Part]:

@@ -105,7 +105,7 @@ def _system(store: str, folder: Path, ports: Ports, interval: float, settings: S
     if store == "sqlite":
         return SqliteSystem(folder, ports, interval=interval)
     if store == "postgresql":
-        from kiseki.operations.drill.postgres_system import PostgresSystem
+        from kiseki.operations.drill.postgres_system import PostgresSystem  # noqa: PLC0415
 
         return PostgresSystem(folder, ports, interval=interval, programs=settings.postgres_programs)
     raise OperationFailed(f"--store {store!r} can't be drilled; name sqlite or postgresql")

@@ -545,6 +545,9 @@ def backup_restore(
         bool, typer.Option("--discard-newer", help="What is live and newer may be lost; it is kept aside.")
     ] = False,
     catch_up: Annotated[bool, typer.Option(help="Build read models before it is done.")] = True,
+    cluster: Annotated[
+        Path | None, typer.Option(help="PostgreSQL: put a whole cluster together in this empty folder.")
+    ] = None,
     application: Application = None,
     config: Config = None,
     data_dir: DataDir = None,
@@ -560,6 +563,7 @@ def backup_restore(
         until=until,
         discard_newer=discard_newer,
         catch_up=catch_up,
+        cluster=None if cluster is None else cluster.absolute(),
         config=config,
         data_dir=data_dir,
         json=json,

@@ -25,6 +25,7 @@ import msgspec
 from kiseki.application.context import Application
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.operations.backup.compare import surveyed
 from kiseki.operations.backup.manifest import Contents, Part
 from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backup.restore import check_journal, check_keys, discarded_on_failure, subjects_without_keys
@@ -41,7 +42,7 @@ from kiseki.service.sqlite_stores import DataDirectory
 from kiseki.service.store_urls import store_urls
 from kiseki.service.stores import Stores, open_read_models
 
-__all__ = ["RestorePlan", "RestoreReport", "restore"]
+__all__ = ["RestorePlan", "RestoreReport", "restore", "restore_cluster"]
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +98,34 @@ async def restore(backups: Backups, application: Application, plan: RestorePlan,
             report.audit_records = await backups.put_back_audit(progress)
         if Part.JOURNAL in parts or Part.KEYS in parts:
             await run.bring_into_force(application)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+async def restore_cluster(backups: Backups, folder: Path, until: datetime | None, progress: Progress) -> RestoreReport:
+    """Puts a whole PostgreSQL cluster together from continuous protection, in an empty folder, and reads its journal.
+
+    The live one is not touched; what is left to do is in the report.
+    Raises RestoreRefused, BackupMissing, BackupDamaged, ToolMissing, NoRoom.
+    """
+    began = time.monotonic()
+    protection = backups.journal_protection()
+    if protection is None or backups.is_embedded:
+        raise RestoreRefused(
+            "a cluster is recovered from the continuous protection of PostgreSQL; set journal to postgresql://…, "
+            "backup to its place and backup_base to true"
+        )
+    await asyncio.to_thread(folder.mkdir, mode=0o711, parents=True, exist_ok=True)
+    if await asyncio.to_thread(lambda: any(folder.iterdir())):
+        raise RestoreRefused(f"{folder} is not empty; a cluster is put together in an empty folder")
+    report = RestoreReport(journal_from="continuous protection")
+    async with backups.place(Part.JOURNAL).lock("restore.lock"), AsyncExitStack() as opened:
+        journal = await protection.recover(folder, progress, until=until)
+        opened.push_async_exit(discarded_on_failure(journal))
+        async with journal.opened() as there, surveyed(there, "the recovered cluster", progress) as survey:
+            report.journal = survey.contents
+        switched = await journal.switch()
+    report.journal_kept, report.left = switched.kept, list(switched.left)
     report.seconds = time.monotonic() - began
     return report
 
