@@ -158,6 +158,28 @@ async def test_a_full_disk_and_room_again(small_disk: Path, tmp_path: Path) -> N
     assert [each.name for each in await place.names()] == ["filler", "journal-increments/1"]
 
 
+async def test_removing_where_even_a_name_needs_room(folder: FolderPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not seen on a disk: the system's answer is made here. What has no manifest was never finished."""
+
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path), None, str(target))
+
+    gone: list[str] = []
+    real = os.unlink
+
+    def unlink(path: str, **more: int) -> None:
+        gone.append(Path(path).name)
+        real(path, **more)
+
+    await published(folder, "journal/one", data=b"1")
+    monkeypatch.setattr(Path, "rename", full)
+    monkeypatch.setattr("os.unlink", unlink)
+    await folder.remove("journal/one")
+    monkeypatch.undo()
+    assert gone == [LAST, "data"]
+    assert await folder.names() == []
+
+
 @pytest.mark.parametrize(
     ("number", "error", "told"),
     [
