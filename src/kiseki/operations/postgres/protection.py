@@ -52,6 +52,7 @@ _log = logging.getLogger(__name__)
 PRIVATE_DAYS: Final = 7.0
 """How long a copy of keys or read models may be kept at most."""
 _BASE_EVERY: Final = timedelta(days=1)
+"""Then a new base is made beside the steps; after twice as long by a step itself, for those who run single steps."""
 _LEEWAY: Final = timedelta(minutes=5)
 _RECEIVE_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.02
@@ -97,6 +98,7 @@ class PostgresProtection:
         """The replication slot's name: another place has another one."""
         self.receiver = WalReceiver(address, programs, slot=self.slot, folder=self._spool.folder)
         self._told = False
+        self._basing: asyncio.Task[Manifest] | None = None
 
     async def step(self, progress: Progress) -> Protected:
         """As Protection. Raises BackupRefused, ToolMissing and OperatorBusy as well."""
@@ -112,19 +114,14 @@ class PostgresProtection:
                     progress("beginning anew")
                     await self._begin_anew(connection, cluster)
                 await self.receiver.begin(program, segment=cluster.segment)
-                made = base is None or self._clock.now() - base.finished_at >= _BASE_EVERY
-                if made:
-                    base = await self._bases.make(
-                        self._address,
-                        self._programs,
-                        cluster,
-                        clock=self._clock,
-                        holds=holds,
-                        days=min(self._days, PRIVATE_DAYS) if holds else self._days,
-                        progress=progress,
-                    )
-                assert base is not None  # noqa: S101  # made just now
+                made = base is None or self._age(base) >= _BASE_EVERY * 2
+                if base is None or made:
+                    base = await self._make_base(cluster, holds, progress)
+                elif self._age(base) >= _BASE_EVERY and self._basing is None:
+                    # It may take hours, and what is new goes on being copied meanwhile.
+                    self._basing = asyncio.create_task(self._make_base(cluster, holds, lambda _: None))
                 before = await stored.head()
+                _, drained = await stored.ship(self._spool, whole=True)
                 mark = await mark_of(connection)
                 feed = await self._feed_head(connection)
                 await self._received(connection, cluster, mark)
@@ -133,7 +130,24 @@ class PostgresProtection:
                 await stored.chain(first_segment(base))
                 await stored.set_head(mark, file, feed)
                 commits = await self._counted(connection, before, feed)
-        return Protected(through=mark.at, commits=commits, bytes=copied, base=made)
+        if self._basing is not None and self._basing.done():
+            basing, self._basing = self._basing, None
+            made = bool(await basing)
+        return Protected(through=mark.at, commits=commits, bytes=drained + copied, base=made)
+
+    def _age(self, base: Manifest) -> timedelta:
+        return self._clock.now() - base.finished_at
+
+    async def _make_base(self, cluster: Cluster, holds: Sequence[str], progress: Progress) -> Manifest:
+        return await self._bases.make(
+            self._address,
+            self._programs,
+            cluster,
+            clock=self._clock,
+            holds=holds,
+            days=min(self._days, PRIVATE_DAYS) if holds else self._days,
+            progress=progress,
+        )
 
     async def _usable_base(
         self, connection: PostgresConnection, cluster: Cluster, stored: StoredLog
@@ -253,5 +267,9 @@ class PostgresProtection:
 
     async def close(self) -> None:
         """As Protection. The slot stays, so that nothing is lost until the next step."""
+        basing, self._basing = self._basing, None
+        if basing is not None:
+            basing.cancel()
+            await asyncio.gather(basing, return_exceptions=True)
         await self.receiver.end()
         await asyncio.to_thread(self._spool.let_go)

@@ -79,10 +79,6 @@ class Spool:
         """A file that the place has."""
         path.unlink(missing_ok=True)
 
-    def packing(self) -> Path:
-        """Where one file is packed."""
-        return self.root / "packing.gz"
-
 
 def _life(cluster: Cluster) -> str:
     return f"{cluster.system} {cluster.timeline}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -70,34 +71,35 @@ class StoredLog:
             )
         return chain
 
-    async def ship(self, spool: Spool) -> tuple[str, int]:
+    async def ship(self, spool: Spool, *, whole: bool = False) -> tuple[str, int]:
         """Copies what the place lacks of a spool: the newest file there now, and bytes that were written.
 
         What the place has is removed from the spool, but for the last whole file, by which the receiver knows where to
-        go on.
+        go on. `whole`: only files that are written to the end.
         """
         there = await self.files()
         known = {one.file for one in there}
-        whole = {one.segment: one.file for one in there if not one.partial}
+        has = {one.segment: one.file for one in there if not one.partial}
         waiting = await asyncio.to_thread(spool.files, self._size)
         kept = max((segment for segment, _, partial in waiting if not partial), default=None)
         newest, copied = "", 0
-        for segment, path, partial in waiting:
-            if segment.timeline != self._timeline:
-                raise OperationFailed(f"the spool {spool.root} holds log of another timeline; run the same again")
-            newest = whole.get(segment, "")
-            if not newest:
-                with explained_room(spool.root, "make room there"):
-                    newest, packed, size = await asyncio.to_thread(
-                        _pack, path, segment, spool.packing(), partial=partial
-                    )
+        # Not in the spool: when that is full, this is what makes room in it.
+        with explained_room(Path(tempfile.gettempdir()), "make room there"), tempfile.TemporaryDirectory() as packing:
+            for segment, path, partial in waiting:
+                if segment.timeline != self._timeline:
+                    raise OperationFailed(f"the spool {spool.root} holds log of another timeline; run the same again")
+                if partial and whole:
+                    continue
+                newest = has.get(segment, "")
+                if not newest:
+                    packed = Path(packing) / "packed"
+                    newest, size = await asyncio.to_thread(_pack, path, segment, packed, partial=partial)
                     if newest not in known:
                         await self._place.put(f"{self.folder}/{newest}", packed)
                         copied += size
-                    await asyncio.to_thread(packed.unlink)
-            if not partial and segment != kept:
-                await asyncio.to_thread(spool.remove, path)
-        if not newest:
+                if not partial and segment != kept:
+                    await asyncio.to_thread(spool.remove, path)
+        if not newest and not whole:
             raise OperationFailed(
                 f"the spool {spool.root} is empty: somebody removed what was in it; run the same again"
             )
@@ -143,14 +145,14 @@ class StoredLog:
         return removed
 
 
-def _pack(path: Path, segment: Segment, target: Path, *, partial: bool) -> tuple[str, Path, int]:
+def _pack(path: Path, segment: Segment, target: Path, *, partial: bool) -> tuple[str, int]:
     try:
         checksum = pack(path, target)
     except FileNotFoundError:
         # It became whole since it was listed.
         partial = False
         checksum = pack(path.with_suffix(""), target)
-    return f"{segment.name}{'.partial' if partial else ''}-{checksum}.gz", target, target.stat().st_size
+    return f"{segment.name}{'.partial' if partial else ''}-{checksum}.gz", target.stat().st_size
 
 
 async def newest_head(place: Place) -> Head | None:

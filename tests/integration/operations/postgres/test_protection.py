@@ -280,6 +280,22 @@ async def test_what_is_over_the_retention_goes_but_for_the_last(server: Postgres
     await staged.discard()
 
 
+async def test_a_new_base_holds_no_step_up(server: PostgresServer, folder: Path) -> None:
+    address = await journal_at(server.create_database())
+    async with protecting(server, address, folder) as protection:
+        await protection.step(nothing)
+    async with protecting(server, address, folder, clock=Later(timedelta(hours=30))) as protection:
+        made = [await protection.step(nothing)]
+        async with asyncio.timeout(60):
+            while not made[-1].base:
+                await fill(address, 1, after=len(made) - 1)
+                made.append(await protection.step(nothing))
+        assert not made[0].base
+        assert sum(one.commits for one in made) == len(made) - 1
+        assert len(list((folder / "place/cluster").iterdir())) == 2
+        assert not (await protection.step(nothing)).base
+
+
 async def test_private_stores_and_the_ledger(server: PostgresServer, folder: Path, postgres_url: str) -> None:
     address = await journal_at(server.create_database())
     elsewhere = PostgresAddress.parse(postgres_url, schema="kiseki_erasures")
