@@ -20,7 +20,7 @@ from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backups import Backups
 from kiseki.operations.drill.probe import Change, probe_address, watch
 from kiseki.operations.drill.processes import Ports, free_ports
-from kiseki.operations.drill.report import DrillReport, in_words
+from kiseki.operations.drill.report import DRILLS, DrillReport, in_words
 from kiseki.operations.drill.run import DrillPlan, run_drill
 from kiseki.operations.drill.system import DrillSystem, SqliteSystem
 from kiseki.operations.errors import OperationFailed
@@ -116,5 +116,5 @@ async def _keep(settings: Settings, report: DrillReport) -> None:
     if not settings.backup:
         return
     async with Backups.opened(settings) as backups:
-        name = f"drills/{report.at:%Y%m%dT%H%M%SZ}.json"
+        name = f"{DRILLS}/{report.at:%Y%m%dT%H%M%SZ}.json"
         await backups.place(Part.JOURNAL).write(name, msgspec.json.encode(report) + b"\n")

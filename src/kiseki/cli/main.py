@@ -595,10 +595,16 @@ def dr_begin(config: Config = None, data_dir: DataDir = None) -> None:
 
 @dr.command("status")
 def dr_status(other: OtherSite = None, config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
-    """Show which site writes, how old its last renewal is, and how far the other one is behind."""
-    from kiseki.cli.dr import status
+    """Show which site writes, how far the other one is behind, and how old backups and the last drill are."""
+    from functools import partial
 
-    return status(config=config, data_dir=data_dir, other=other, json=json)
+    from kiseki.application.system import SystemClock
+    from kiseki.cli.dr import status
+    from kiseki.cli.journal import settings_of
+    from kiseki.operations.dr.ages import ages
+
+    more = [partial(ages, settings_of(config, data_dir), SystemClock().now())]
+    return status(config=config, data_dir=data_dir, other=other, json=json, more=more)
 
 
 @dr.command("failover")

@@ -50,13 +50,14 @@ async def dr_status(
     more: Sequence[More] = (),
 ) -> DrStatus:
     """Asks all of them; what can't be asked is a line that is not good. `now` is UTC, for ages."""
-    lines = [StatusLine("this site", settings.site or "not named (site)", bool(settings.site))]
-    lines.append(
-        StatusLine(
-            "regions", f"{settings.primary_region or '-'} (primary), {settings.secondary_region or '-'} (secondary)"
-        )
-    )
-    lines += await _safely("lease", lambda: _lease(lease, now))
+    lines: list[StatusLine] = []
+    if settings.site or settings.primary_region or settings.secondary_region or lease is not None:
+        lines.append(StatusLine("this site", settings.site or "not named (site)", bool(settings.site)))
+        regions = f"{settings.primary_region or '-'} (primary), {settings.secondary_region or '-'} (secondary)"
+        lines.append(StatusLine("regions", regions))
+        lines += await _safely("lease", lambda: _lease(lease, now))
+    else:
+        lines.append(StatusLine("regions", "one; nothing to fail over to (primary_region, secondary_region)"))
     if replication is not None:
         lines += await _safely("replication", lambda: _replication(settings, lease, replication))
     for each in more:

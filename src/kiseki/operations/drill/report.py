@@ -8,7 +8,11 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["TARGETS", "DrillReport", "Targets", "in_words"]
+__all__ = ["DRILLS", "TARGETS", "DrillReport", "Targets", "in_words"]
+
+
+DRILLS: Final = "drills"
+"""Where reports are kept, in the place of the journal's backups."""
 
 
 class Targets(msgspec.Struct, frozen=True, kw_only=True):
