@@ -20,10 +20,11 @@ import asyncpg
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection
 from kiseki.journal.postgres.feed import Place as FeedPlace
 from kiseki.journal.postgres.feed import read_head
+from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Manifest
 from kiseki.operations.backup.port import Progress, StagedJournal
-from kiseki.operations.errors import BackupDamaged, ClockWrong, OperationFailed
+from kiseki.operations.errors import BackupDamaged, ClockWrong, OperationFailed, OperatorBusy
 from kiseki.operations.places.port import Place
 from kiseki.operations.postgres.base import Bases, first_segment, is_of
 from kiseki.operations.postgres.cluster import (
@@ -103,6 +104,15 @@ class PostgresProtection:
     async def step(self, progress: Progress) -> Protected:
         """As Protection. Raises BackupRefused, ToolMissing and OperatorBusy as well."""
         await asyncio.to_thread(self._spool.hold)
+        try:
+            return await self._step(progress)
+        except Unavailable:
+            # The server may be gone for good: what was received of it until then is all there is.
+            if await self._rescue():
+                _log.error("%s can't be reached; its log was copied as far as it was received", self.name)
+            raise
+
+    async def _step(self, progress: Progress) -> Protected:
         with explained_server(self._address, "protecting the cluster"):
             async with session(self._address) as connection:
                 cluster = await cluster_of(connection, self._address)
@@ -155,7 +165,12 @@ class PostgresProtection:
         """The newest base of this life of the cluster, if all log since it is there, or still to come."""
         bases = [base for base in await self._bases.list() if is_of(base, cluster)]
         slot = await slot_of(connection, self.slot)
-        if not bases or slot is None or slot.lost or not await asyncio.to_thread(self._spool.is_of, cluster):
+        if (
+            not bases
+            or slot is None
+            or slot.lost
+            or not await asyncio.to_thread(self._spool.is_of, cluster.system, cluster.timeline)
+        ):
             return None
         if self.receiver.problem is not None and LOST in str(self.receiver.problem):
             return None
@@ -168,7 +183,7 @@ class PostgresProtection:
 
     async def _begin_anew(self, connection: PostgresConnection, cluster: Cluster) -> None:
         await self.receiver.end()
-        await asyncio.to_thread(self._spool.clear, cluster)
+        await asyncio.to_thread(self._spool.clear, cluster.system, cluster.timeline)
         await self._free_slot(connection)
         await make_slot(connection, self.slot, self._address)
 
@@ -231,6 +246,20 @@ class PostgresProtection:
         counted: int = await connection.fetchval(_NEW, *known, *newest)
         return counted
 
+    async def _rescue(self) -> bool:
+        """Copies what was received after the last step, of a server that does not answer; whether there was something.
+
+        Raises PlaceUnavailable, NoRoom.
+        """
+        head = await newest_head(self._place)
+        if head is None or not await asyncio.to_thread(self._spool.is_of, head.system, head.timeline):
+            return False
+        stored = StoredLog(self._place, head.system, head.timeline, head.segment)
+        file, copied = await stored.ship(self._spool)
+        if copied:
+            await stored.add_to_head(head, file)
+        return bool(copied)
+
     async def prune(self, now: datetime) -> int:
         """As Protection. Raises ClockWrong."""
         bases = await self._bases.list()
@@ -261,6 +290,13 @@ class PostgresProtection:
 
         Needs the server's programs here, of the same major version. Raises BackupMissing, BackupDamaged, ToolMissing.
         """
+        if await asyncio.to_thread(self._spool.folder.is_dir):
+            try:
+                await asyncio.to_thread(self._spool.hold)
+            except OperatorBusy:
+                pass  # that process copies what it has received by itself
+            else:
+                await self._rescue()
         return await recovered(
             self._place, self._programs, self._address, work, progress, clock=self._clock, until=until
         )

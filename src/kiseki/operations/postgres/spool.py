@@ -11,7 +11,6 @@ from typing import Final
 
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import OperatorBusy
-from kiseki.operations.postgres.cluster import Cluster
 from kiseki.operations.postgres.wal import Segment
 
 __all__ = ["Spool"]
@@ -51,20 +50,20 @@ class Spool:
         if lock is not None:
             os.close(lock)
 
-    def is_of(self, cluster: Cluster) -> bool:
+    def is_of(self, system: str, timeline: int) -> bool:
         """Whether what is in it is of this life of a cluster."""
         try:
-            return self._of.read_text(encoding="utf-8") == _life(cluster)
+            return self._of.read_text(encoding="utf-8") == _life(system, timeline)
         except FileNotFoundError:
             return False
 
-    def clear(self, cluster: Cluster) -> None:
+    def clear(self, system: str, timeline: int) -> None:
         """Empties it, for this life of a cluster. Raises NoRoom, OperationFailed."""
         with explained_room(self.root, _REMEDY):
             self._of.unlink(missing_ok=True)
             shutil.rmtree(self.folder)
             self.folder.mkdir(mode=0o700)
-            self._of.write_text(_life(cluster), encoding="utf-8")
+            self._of.write_text(_life(system, timeline), encoding="utf-8")
 
     def files(self, size: int) -> Sequence[tuple[Segment, Path, bool]]:
         """The files of the log in order, and whether each is partial."""
@@ -80,5 +79,5 @@ class Spool:
         path.unlink(missing_ok=True)
 
 
-def _life(cluster: Cluster) -> str:
-    return f"{cluster.system} {cluster.timeline}\n"
+def _life(system: str, timeline: int) -> str:
+    return f"{system} {timeline}\n"

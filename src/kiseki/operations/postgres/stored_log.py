@@ -117,8 +117,14 @@ class StoredLog:
             through=mark.at,
             lsn=mark.lsn,
             file=newest,
+            segment=self._size,
             feed=".".join(str(number) for number in feed),
         )
+        await self.add_to_head(head, newest)
+
+    async def add_to_head(self, head: Head, newest: str) -> None:
+        """Says what the newest file is, and removes what it replaces."""
+        head = msgspec.structs.replace(head, file=newest)
         await self._place.write(head_name(self._system), msgspec.json.encode(head) + b"\n")
         for one in await self.files():
             if one.partial and one.file != newest and one.segment.name <= newest:

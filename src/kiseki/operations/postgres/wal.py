@@ -91,6 +91,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     lsn: str
     file: str
     """The newest file of the log, whole or partial, as it is called in the place."""
+    segment: int
+    """Bytes of every file of this cluster's log."""
     feed: str
     """Where the journal's feed was: epoch.transaction.row."""
 

@@ -16,6 +16,7 @@ import pytest
 
 from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.port import Journal
+from kiseki.kernel.errors import Unavailable
 from kiseki.operations.backup.port import nothing
 from kiseki.operations.errors import (
     BackupDamaged,
@@ -124,6 +125,30 @@ async def test_the_whole_cluster_is_lost_under_load(server: PostgresServer, fold
     async with opened(address) as journal:
         assert set(before) <= await streams(journal)
         await append(journal, "After-1", 1)
+
+
+async def test_what_was_received_after_the_last_step_is_not_lost(server: PostgresServer, folder: Path) -> None:
+    address = await journal_at(server.create_database())
+    async with protecting(server, address, folder) as protection:
+        through = (await protection.step(nothing)).through
+        await fill(address, 30)
+        server.sql("SELECT pg_switch_wal()")
+        await fill(address, 30, after=1)
+        durable = server.sql("SELECT pg_current_wal_flush_lsn()")
+        received = f"SELECT restart_lsn >= '{durable}' FROM pg_replication_slots WHERE slot_name = '{protection.slot}'"
+        async with asyncio.timeout(20):
+            while server.sql(received) != "t":
+                await asyncio.sleep(0.05)
+        server.crash()
+        with pytest.raises(Unavailable):
+            await protection.step(nothing)
+        assert await protection.through() == through
+    shutil.rmtree(server.data)
+    shutil.rmtree(folder / "spool")
+    staged = await protection_of(server, address, folder).recover(work_in(folder), nothing)
+    async with staged.opened() as journal:
+        assert len(await everything(journal)) == 60
+    await staged.discard()
 
 
 async def test_what_was_at_a_time(server: PostgresServer, folder: Path) -> None:
