@@ -31,7 +31,7 @@ from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backup.restore import check_journal, check_keys, discarded_on_failure, subjects_without_keys
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, catch_up, forget_builds, replay_erasures
-from kiseki.operations.errors import RestoreRefused
+from kiseki.operations.errors import BackupMissing, RestoreRefused
 from kiseki.operations.sources import journal_source, key_source
 from kiseki.security.key_store import KeyStore
 from kiseki.security.master_keys import open_master_keys
@@ -96,6 +96,8 @@ async def restore(backups: Backups, application: Application, plan: RestorePlan,
             await run.journal_and_keys(parts)
         if Part.AUDIT in parts:
             report.audit_records = await backups.put_back_audit(progress)
+        elif not plan.parts:
+            await run.put_back_audit()
         if Part.JOURNAL in parts or Part.KEYS in parts:
             await run.bring_into_force(application)
     report.seconds = time.monotonic() - began
@@ -179,6 +181,17 @@ class _Restore:
                 switched = await journal.switch()
                 self._report.journal_kept = switched.kept
                 self._report.left += switched.left
+
+    async def put_back_audit(self) -> None:
+        """Puts back what the audit log lacks, where there is a backup of it: nobody asked, so it is no failure if not."""
+        if Part.AUDIT not in self._backups.parts:
+            return
+        try:
+            self._report.audit_records = await self._backups.put_back_audit(self._progress)
+        except BackupMissing:
+            pass  # there was never one
+        except KisekiError as problem:
+            self._report.left.append(f"the audit log is not put back: {problem}")
 
     async def bring_into_force(self, application: Application) -> None:
         """Erasures, then read models, on the restored stores."""

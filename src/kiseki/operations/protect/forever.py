@@ -58,19 +58,17 @@ async def _one(protection: Protection, interval: float, stop: asyncio.Event, *, 
         except KisekiError as problem:
             if once:
                 raise
-            _log.error("%s is not protected now: %s", protection.name, problem)
+            _log.error("%s: not protected now: %s", protection.name, problem)
             failing = True
             wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
             pause = min(2 * pause, interval)
         else:
-            level = logging.INFO if failing or done.base else logging.DEBUG
-            what = "a new base, " if done.base else ""
             _log.log(
-                level,
-                "%s is protected up to %s UTC: %s%d commits, %d bytes",
+                logging.INFO if once or failing or done.base else logging.DEBUG,
+                "%s: protected up to %s UTC (%s%d new, %d bytes)",
                 protection.name,
                 f"{done.through:%Y-%m-%d %H:%M:%S}",
-                what,
+                "a new base, " if done.base else "",
                 done.commits,
                 done.bytes,
             )
