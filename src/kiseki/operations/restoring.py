@@ -183,7 +183,7 @@ class _Restore:
                 self._report.left += switched.left
 
     async def put_back_audit(self) -> None:
-        """Puts back what the audit log lacks, where there is a backup of it: nobody asked, so it is no failure if not."""
+        """Puts back what the audit log lacks, where there is a backup of it. Nobody asked: it is no failure if not."""
         if Part.AUDIT not in self._backups.parts:
             return
         try:
