@@ -32,6 +32,7 @@ from kiseki.service.audit import open_audit
 from kiseki.service.logging import configure_logging
 from kiseki.service.masks import masking_of
 from kiseki.service.settings import Settings
+from kiseki.service.store_urls import StoreKind, store_urls
 
 __all__ = ["create", "list_", "protect", "prune", "restore", "verify"]
 
@@ -206,10 +207,7 @@ def protect(*, once: bool, config: Path | None, data_dir: Path | None) -> int:
     async def work(backups: Backups, _tell: Callable[[str], None]) -> int:
         protections = backups.protections()
         if not protections:
-            raise BackupRefused(
-                "neither `backup` nor `backup_keys` is set, so there is no place to copy to; set them to folders or to "
-                "s3://bucket/prefix?region=eu-west-1"
-            )
+            raise BackupRefused(_why_nothing(settings))
         return await protect_forever(protections, interval=settings.protection_interval, once=once)
 
     return _run_unaudited(settings, work)
@@ -238,6 +236,21 @@ def _tell_restored(report: RestoreReport) -> None:
     if report.erasures:
         print(f"erasures: {report.erasures}")
     print(f"done in {report.seconds:,.1f} s" + ("" if report.left else "; start kiseki"))
+
+
+def _why_nothing(settings: Settings) -> str:
+    """Why nothing can be copied all the time, and what to do."""
+    if not settings.backup and not settings.backup_keys:
+        return (
+            "neither `backup` nor `backup_keys` is set, so there is no place to copy to; set them to folders or to "
+            "s3://bucket/prefix?region=eu-west-1"
+        )
+    if store_urls(settings).journal.kind is StoreKind.DYNAMODB:
+        return "DynamoDB is protected by its own point-in-time recovery, which `kiseki backup create` switches on"
+    return (
+        "a PostgreSQL cluster is protected by base backups and its write-ahead log; set `backup_base` to true, and let "
+        "the role of the journal replicate"
+    )
 
 
 def _parts(backups: Backups, named: Sequence[str]) -> list[Part]:
