@@ -1,6 +1,6 @@
 """`python -m benchmarks rolling`: replaces the processes of a command API under load, for longer than the test does.
 
-It fails when a request fails, an acknowledged command is not in the journal exactly once, or a process does not end well.
+It fails when a request fails, an acknowledged command is not in the journal once, or a process does not end well.
 """
 
 from __future__ import annotations

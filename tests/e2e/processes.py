@@ -43,7 +43,7 @@ class Service:
         self.environment = dict(environment or {})
         self.command_port, self.query_port, self.management_port = free_ports(3)
         self.log = data_dir.with_name(data_dir.name + ".log")
-        self._kind = kind
+        self.kind = kind
         self._arguments = arguments
         self._cwd = cwd or Path(__file__).parents[2]
         self.process: subprocess.Popen[bytes] | None = None
@@ -55,7 +55,7 @@ class Service:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "kiseki", self._kind, "--data-dir", str(self.data_dir)),
+                    *(sys.executable, "-m", "kiseki", self.kind, "--data-dir", str(self.data_dir)),
                     *(part for name, port in ports.items() for part in (f"--{name}-port", str(port))),
                     *self._arguments,
                 ],

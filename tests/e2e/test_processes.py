@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ OTHERS = """query ($ids: [String!]!) {
   getUserAccountsByIds(userAccountIds: $ids) { id fullName }
   searchUserAccounts(searchTerm: "鈴木") { id fullName }
 }"""
+IN_FLIGHT = "kiseki_http_requests_in_flight"
 HANAKO = {"firstName": "花子", "lastName": "山田", "emailAddress": "hanako.yamada@example.com"}
 
 
@@ -147,14 +149,64 @@ async def test_free_ports_are_told_to_programs(tmp_path: Path) -> None:
         service.kill()
 
 
+async def test_a_stuck_event_loop_makes_alive_fail(tmp_path: Path) -> None:
+    """It is answered by the very thing that it speaks of."""
+    blocking = "decide=lambda command, state: [time.sleep(2) or NoteWritten(title=command.title)]"
+    source = "import time\n" + APPLICATION.replace("COLUMN", "title").replace(
+        "decide=lambda command, state: [NoteWritten(title=command.title)]", blocking
+    )
+    assert blocking in source
+    (tmp_path / "shop.py").write_text(source)
+    service = Service(tmp_path / "data", "--app", "shop:app", "--drain-delay", "0", cwd=tmp_path)
+    async with running(service), Client(service.command_port) as client:
+        assert (await get(service.management_port, "/alive")).status == 200
+        writing = asyncio.create_task(client.graphql('mutation { writeNote(input: {title: "軌跡"}) { id } }'))
+        async with asyncio.timeout(30):
+            while await answers_within(0.5, service.management_port):
+                pass
+        await data(await writing)
+        assert (await get(service.management_port, "/alive")).status == 200
+        assert service.terminate() == 0
+
+
+async def answers_within(seconds: float, port: int) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await get(port, "/alive")
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_disk_without_room_shows_in_the_check_of_the_balancer(tmp_path: Path, workers: str) -> None:
+    environment = {"KISEKI_DISK_FREE": str(2**60)}
+    service = Service(tmp_path / "data", "--drain-delay", "0", "--workers", workers, environment=environment)
+    service.start()
+    try:
+        async with asyncio.timeout(60):
+            while (said := await startup(service)) is None or said["status"] != "started":
+                await asyncio.sleep(0.05)
+            while not (checks := (await get(service.management_port, "/ready?scope=local")).json()["checks"]):
+                await asyncio.sleep(0.05)
+        (failed,) = (check for check in checks.values() if check["status"] != "ok")
+        assert "the data directory has less than" in failed["cause"]
+        assert (await get(service.management_port, "/ready?scope=local")).status == 503
+        assert (await get(service.management_port, "/alive")).status == 200
+        assert service.terminate() == 0
+    finally:
+        service.kill()
+
+
 # Ending
 
 
 class Load:
-    """Callers that write without a break, some on kept connections and some on a new one for each request."""
+    """Callers that write, or ask, without a break, some on kept connections and some on a new one for each request."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, *, port: int | None = None, document: str = CREATE) -> None:
+        self._port = port or service.command_port
+        self._document = document
         self.answers: Counter[int] = Counter()
         self.lost: list[str] = []
 
@@ -162,10 +214,10 @@ class Load:
         await asyncio.gather(*(self._call(keep=bool(number % 2)) for number in range(callers)))
 
     async def _call(self, *, keep: bool) -> None:
-        client = Client(self._service.command_port)
+        client = Client(self._port)
         while True:
             try:
-                reply = await client.graphql(CREATE, {"i": HANAKO})
+                reply = await client.graphql(self._document, {"i": HANAKO} if self._document == CREATE else None)
             except ConnectionLost as problem:
                 if not isinstance(problem.__cause__, ConnectionRefusedError):
                     self.lost.append(repr(problem.__cause__))
@@ -220,6 +272,172 @@ async def test_a_second_signal_shortens_the_drain_delay(tmp_path: Path) -> None:
         assert service.process.poll() is None
         service.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(service.process.wait, 30) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_signals_without_end_do_no_harm(tmp_path: Path, workers: str) -> None:
+    """Also not in the last moments, when everything has ended and the process has only to return."""
+    async with running(Service(tmp_path / "data", "--drain-delay", "300", "--workers", workers)) as service:
+        assert service.process is not None
+        signals = itertools.cycle((signal.SIGTERM, signal.SIGINT))
+        async with asyncio.timeout(60):
+            while service.process.poll() is None:
+                service.process.send_signal(next(signals))
+                await asyncio.sleep(0.001)
+        assert service.process.returncode == 0
+    log = service.log.read_text(encoding="utf-8")
+    assert "Traceback" not in log
+    assert len(re.findall(r"cut short .*role=serve", log)) == 1
+
+
+async def test_the_kinds_end_under_load_each_by_itself(tmp_path: Path) -> None:
+    commands, queries, updater = (
+        Service(tmp_path / "data", "--drain-delay", "0.5", kind=kind)
+        for kind in ("command-api", "query-api", "updater")
+    )
+    for service in (commands, queries, updater):
+        service.log = tmp_path / f"{service.kind}.log"
+    async with running(commands), running(updater), running(queries):
+        writing, reading = Load(commands), Load(queries, port=queries.query_port, document="{ getUserAccounts { id } }")
+        calling = [asyncio.create_task(load.run(8)) for load in (writing, reading)]
+        await eventually(lambda: writing.answers[200] > 50 and reading.answers[200] > 50)
+        for service in (commands, queries, updater):
+            assert service.process is not None
+            service.process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(asyncio.gather(*calling), 60)
+        for service in (commands, queries, updater):
+            assert service.process is not None
+            assert await asyncio.to_thread(service.process.wait, 60) == 0
+            log = service.log.read_text(encoding="utf-8")
+            assert "Traceback" not in log
+            assert " is no longer waited for" not in log
+    for load in (writing, reading):
+        assert load.lost == []
+        assert set(load.answers) <= {200, 503}
+    # Nobody sends anything to an updater, so there is nobody to wait for.
+    assert re.search(r"shut down in 0\.[0-4] s", updater.log.read_text(encoding="utf-8"))
+    verified = kiseki("journal", "verify", "--data-dir", str(commands.data_dir))
+    assert f" {writing.answers[200]:,} commits" in verified.stdout
+
+
+async def test_a_query_that_waits_for_a_write_is_answered(tmp_path: Path) -> None:
+    commands, queries, updater = (
+        Service(tmp_path / "data", "--drain-delay", "0", kind=kind) for kind in ("command-api", "query-api", "updater")
+    )
+    async with running(commands), running(updater), running(queries):
+        assert updater.process is not None
+        assert queries.process is not None
+        os.kill(updater.process.pid, signal.SIGSTOP)
+        async with Client(commands.command_port) as client:
+            created = await client.graphql(CREATE, {"i": HANAKO})
+        token = {"kiseki-consistency-token": created.headers["kiseki-consistency-token"]}
+        identifier = (await data(created))["createUserAccount"]["id"]
+        async with Client(queries.query_port) as client, Client(queries.management_port) as probe:
+            asking = asyncio.create_task(client.graphql(ONE, {"id": identifier}, **token))
+            async with asyncio.timeout(10):
+                while count((await probe.request("GET", "/metrics")).body.decode(), IN_FLIGHT, api="query") < 1:
+                    await asyncio.sleep(0.01)
+            queries.process.send_signal(signal.SIGTERM)
+            reply = await asyncio.wait_for(asking, 10)
+        assert reply.json()["errors"][0]["extensions"]["code"] == "STALE"
+        assert reply.headers["connection"] == "close"
+        assert await asyncio.to_thread(queries.process.wait, 60) == 0
+
+
+# Ending while it starts
+
+
+KINDS = [("serve",), ("command-api",), ("query-api",), ("updater",), ("serve", "--workers", "2")]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+async def test_a_start_that_hangs_in_a_store_ends_at_once(tmp_path: Path, kind: tuple[str, ...]) -> None:
+    with socket.socket() as store:
+        # It accepts connections and says nothing, for ever.
+        store.bind(("127.0.0.1", 0))
+        store.listen()
+        store.setblocking(False)
+        url = f"postgresql://kiseki:secret@127.0.0.1:{store.getsockname()[1]}/kiseki"
+        service = Service(
+            tmp_path / "data",
+            *kind[1:],
+            *("--drain-delay", "300"),
+            kind=kind[0],
+            environment={"KISEKI_JOURNAL": url, "KISEKI_READ_MODEL": url},
+        )
+        service.start()
+        try:
+            async with asyncio.timeout(30):
+                connection, _ = await asyncio.get_running_loop().sock_accept(store)
+            with connection:
+                assert service.process is not None
+                service.process.send_signal(signal.SIGTERM)
+                # By itself the attempt would be given up after five seconds.
+                assert await asyncio.to_thread(service.process.wait, 4) == 0
+        finally:
+            service.kill()
+    log = service.log.read_text(encoding="utf-8")
+    assert "Traceback" not in log
+    assert " is no longer waited for" not in log
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_start_that_waits_says_for_what_and_ends_in_order(tmp_path: Path, workers: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"postgresql://kiseki:secret@127.0.0.1:{unused.getsockname()[1]}/kiseki"
+        service = Service(
+            tmp_path / "data",
+            *("--drain-delay", "300", "--workers", workers),
+            environment={"KISEKI_JOURNAL": url, "KISEKI_READ_MODEL": url},
+        )
+        service.start()
+        try:
+            async with asyncio.timeout(30):
+                while (said := await startup(service)) is None or said.get("status") != "waiting":
+                    await asyncio.sleep(0.05)
+                while (await trying(service.command_port, "/api/health")) is None:
+                    await asyncio.sleep(0.05)
+            assert "journal: " in said["cause"]
+            refused = await get(service.command_port, "/api/health")
+            assert (refused.status, refused.headers["retry-after"]) == (503, "2")
+            ready = (await get(service.management_port, "/ready?scope=local")).json()
+            assert "journal: " in ready["checks"]["starting"]["cause"]
+            assert service.terminate() == 0
+        finally:
+            service.kill()
+
+
+async def trying(port: int, path: str) -> Reply | None:
+    try:
+        return await get(port, path)
+    except ConnectionLost:
+        return None
+
+
+async def startup(service: Service) -> Any:
+    reply = await trying(service.management_port, "/startup")
+    return None if reply is None else reply.json()
+
+
+async def test_a_start_that_hangs_when_its_stores_are_open_ends_at_once(tmp_path: Path) -> None:
+    """And without the drain delay: nobody was ever told that it is ready."""
+    with socket.socket() as issuer:
+        issuer.bind(("127.0.0.1", 0))
+        issuer.listen()
+        issuer.setblocking(False)
+        url = f"http://127.0.0.1:{issuer.getsockname()[1]}"
+        environment = {"KISEKI_TOKEN_ISSUER": url, "KISEKI_JWKS_URL": f"{url}/jwks"}
+        service = Service(tmp_path / "data", "--drain-delay", "300", environment=environment)
+        service.start()
+        try:
+            async with asyncio.timeout(30):
+                connection, _ = await asyncio.get_running_loop().sock_accept(issuer)
+            with connection:
+                assert service.terminate() == 0
+        finally:
+            service.kill()
+    assert "Traceback" not in service.log.read_text(encoding="utf-8")
 
 
 # Workers
@@ -298,12 +516,82 @@ async def round_trip_again(service: Service) -> None:
         await data(await commands.graphql(CREATE, {"i": HANAKO}))
 
 
-async def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
-    async with running(Service(tmp_path / "data", "--workers", "2", "--drain-delay", "0")) as service:
+async def test_workers_end_in_order_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    async with running(Service(tmp_path / "data", "--workers", "2", "--drain-delay", "0.5")) as service:
         assert service.process is not None
         processes = children(service.process.pid)
+        load = Load(service)
+        calling = asyncio.create_task(load.run(8))
+        await eventually(lambda: load.answers[200] > 50)
         os.kill(service.process.pid, signal.SIGKILL)
+        await asyncio.wait_for(calling, 60)
         await eventually(lambda: not any(alive(process) for process in processes))
+    assert load.lost == []
+    assert f" {load.answers[200]:,} commits" in kiseki("journal", "verify", "--data-dir", str(service.data_dir)).stdout
+    log = service.log.read_text(encoding="utf-8")
+    assert log.count("shutting down: the supervisor is gone") == 3
+    assert log.count("shut down in ") == 3
+
+
+QUICK = {
+    f"KISEKI_{name}": value
+    for name, value in {
+        "UNBIND_TIMEOUT": "0.4",
+        "REQUEST_TIMEOUT": "0.4",
+        "CONSISTENCY_WAIT": "0.1",
+        "REQUESTS_DONE_TIMEOUT": "0.4",
+        "STOP_TIMEOUT": "0.4",
+        "PROJECTIONS_TIMEOUT": "0.4",
+        "FLUSH_TIMEOUT": "0.4",
+        "CLOSE_TIMEOUT": "0.4",
+    }.items()
+}
+
+
+async def test_a_worker_that_hangs_at_the_end_is_killed_and_that_is_said(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data", "--workers", "2", "--drain-delay", "0", environment=QUICK)
+    async with running(service):
+        assert service.process is not None
+        os.kill(named(service, "worker-1"), signal.SIGSTOP)
+        service.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(service.process.wait, 60) == 1
+    log = service.log.read_text(encoding="utf-8")
+    # Its own times, and five seconds.
+    assert "worker-1 has not ended after 7 s and was killed" in log
+    assert "shut down in " in log
+    assert len(re.findall(r"shut down in .*role=(worker-2|updater|serve)", log)) == 3
+
+
+async def test_a_worker_that_is_stuck_makes_alive_fail_and_is_started_again(tmp_path: Path) -> None:
+    environment = {"KISEKI_STUCK_AFTER": "3", "KISEKI_HEALTH_INTERVAL": "0.2"}
+    service = Service(tmp_path / "data", "--workers", "2", "--drain-delay", "0", environment=environment)
+    async with running(service):
+        stuck = named(service, "worker-2")
+        os.kill(stuck, signal.SIGSTOP)
+        async with asyncio.timeout(60):
+            while (answer := await get(service.management_port, "/alive")).status == 200:
+                await asyncio.sleep(0.05)
+            assert answer.status == 503
+            assert re.fullmatch(r"worker-2 has not answered for \d+ s", answer.json()["cause"])
+            while (await get(service.management_port, "/alive")).status != 200:
+                await asyncio.sleep(0.05)
+        assert not alive(stuck)
+        await service.ready()
+        assert service.terminate() == 0
+    assert re.search(r"worker-2 has not answered for \d+ s and is killed", service.log.read_text(encoding="utf-8"))
+
+
+def named(service: Service, name: str) -> int:
+    """The process of a worker, by the private socket on which it listens."""
+    assert service.process is not None
+    inodes = {
+        line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(f"/{name}.sock")
+    }
+    for child in children(service.process.pid):
+        for descriptor in Path(f"/proc/{child}/fd").iterdir():
+            if os.readlink(descriptor).removeprefix("socket:[").rstrip("]") in inodes:
+                return child
+    raise AssertionError(f"no process listens on {name}.sock")
 
 
 async def test_what_keeps_workers_from_starting_is_said_once(tmp_path: Path) -> None:

@@ -35,8 +35,6 @@ class Serving:
         self._clock = clock
         self._tickets: set[Ticket] = set()
         self._end = math.inf
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.draining = False
         """Answers ask the client to close the connection."""
         self.unbound = False
@@ -60,26 +58,16 @@ class Serving:
     def leave(self, ticket: Ticket) -> None:
         """Ends a request."""
         self._tickets.discard(ticket)
-        if self.unbound and not self._tickets:
-            self._idle.set()
 
     def unbind(self) -> None:
         """From here on nothing new is accepted."""
         self.draining = self.unbound = True
-        if self._tickets:
-            self._idle.clear()
 
     def end_within(self, seconds: float) -> None:
         """From here on no request has more than these seconds, whatever it was given; what is late is answered so."""
         self._end = self._clock() + seconds
         for ticket in self._tickets:
             ticket.deadline = min(ticket.deadline, self._end)
-
-    async def idle(self) -> None:
-        """Returns when no request is in flight; meant for after `unbind`."""
-        while self._tickets:
-            self._idle.clear()
-            await self._idle.wait()
 
     def sweep(self) -> None:
         """Cancels the requests whose deadline has passed."""

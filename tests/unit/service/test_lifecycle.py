@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kiseki.kernel.errors import Unavailable
 from kiseki.service.lifecycle import CoordinatedShutdown, Phase, ShutdownTask
 
 
@@ -102,6 +103,30 @@ async def test_a_task_that_fails_does_not_keep_the_others_from_running(caplog: p
     assert ran == ["other", "last"]
     assert "failing failed" in caplog.text
     assert "RuntimeError: broken" in caplog.text
+
+
+async def test_an_error_that_says_what_is_wrong_is_logged_as_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    stopping = shutdown()
+
+    async def failing() -> None:
+        raise Unavailable("worker-1 has not ended after 7 s and was killed")
+
+    stopping.add(Phase.SERVICE_UNBIND, "workers", failing)
+    stopping.request("SIGTERM")
+    await stopping.run()
+    assert stopping.late == ("service-unbind/workers",)
+    assert "workers failed: worker-1 has not ended after 7 s and was killed" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_the_first_cause_counts_and_a_third_request_does_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    stopping = shutdown()
+    assert stopping.cause == ""
+    for cause in ("SIGTERM", "SIGINT", "SIGTERM"):
+        stopping.request(cause)
+    await stopping.run()
+    assert stopping.cause == "SIGTERM"
+    assert caplog.text.count("cut short") == 1
 
 
 async def test_it_runs_once_for_all_who_wait() -> None:

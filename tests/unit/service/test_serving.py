@@ -17,24 +17,17 @@ class Clock:
         return self.now
 
 
-async def test_idle_waits_for_the_last_request() -> None:
-    serving = Serving(Clock())
-    first, second = serving.enter(10), serving.enter(10)
-    serving.unbind()
-    waiting = asyncio.create_task(serving.idle())
-    await asyncio.sleep(0)
-    serving.leave(first)
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    assert serving.in_flight == 1
-    serving.leave(second)
-    await asyncio.wait_for(waiting, 1)
-
-
-async def test_idle_is_at_once_without_requests() -> None:
-    serving = Serving(Clock())
-    serving.unbind()
-    await asyncio.wait_for(serving.idle(), 1)
+async def test_no_request_has_more_time_than_all_have() -> None:
+    clock = Clock()
+    serving = Serving(clock)
+    early, ending = serving.enter(10), serving.enter(3)
+    serving.end_within(5)
+    late = serving.enter(10)
+    serving.extend(early, 10)
+    assert [ticket.deadline for ticket in (early, ending, late)] == [105, 103, 105]
+    assert serving.in_flight == 3
+    serving.leave(late)
+    assert serving.in_flight == 2
 
 
 async def test_a_request_that_is_late_is_cancelled_and_knows_why() -> None:
