@@ -44,18 +44,21 @@ async def replay_erasures(
             await following
         return await run
     finally:
+        # Awaited, so that it owns no projection any more when somebody else is to.
         following.cancel()
+        await asyncio.wait([following])
 
 
 async def catch_up(
     application: Application, projections: Sequence[Projection], settings: Settings, stores: Stores
-) -> None:
-    """Applies to projections all that the journal has; one that another process runs is left to it."""
+) -> bool:
+    """Applies to projections all that the journal has; False when another process runs one: it is left to that."""
     updater = make_updater(application, projections, stores, settings, clock=SystemClock(), telemetry=NoTelemetry())
     try:
         await updater.run_until_caught_up()
     except BuildOwned:
-        pass  # whoever owns it applies it
+        return False
+    return True
 
 
 async def forget_builds(builds: BuildCatalog) -> int:

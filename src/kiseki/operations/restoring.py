@@ -204,7 +204,8 @@ class _Restore:
                 replayed = await replay_erasures(application, self._settings, stores, everything=True)
                 self._report.erasures = str(replayed)
                 self._progress("building read models")
-                await catch_up(application, application.projections, self._settings, stores)
+                if not await catch_up(application, application.projections, self._settings, stores):
+                    self._report.left.append("a process runs a projection already; see `kiseki projection status`")
             else:
                 self._report.erasures = "replayed by the first process that starts, before it serves"
         finally:
