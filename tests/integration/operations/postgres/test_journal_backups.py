@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from kiseki.clients.postgres import PostgresAddress
+from kiseki.clients.postgres import PostgresAddress, connect
 from kiseki.journal.lease.port import NotTheWriter
 from kiseki.journal.port import START, CorruptJournal
 from kiseki.journal.postgres.fence import raise_fence
@@ -22,7 +22,7 @@ from kiseki.operations.postgres.dump import DUMP
 from kiseki.operations.postgres.journal import PostgresJournalBackups
 from kiseki.operations.postgres.programs import PostgresPrograms
 from kiseki.operations.postgres.scratch import Scratch
-from tests.integration.journal.postgres_parts import SlowAppend, append, append_raw, connected, opened
+from tests.integration.journal.postgres_parts import SlowAppend, append, append_raw, connected, opened, until_waiting
 from tests.integration.operations.postgres.postgres_backup_parts import (
     CLOCK,
     SCHEMA,
@@ -184,6 +184,26 @@ async def test_nothing_is_switched_while_somebody_uses_it(
         assert len(await everything(journal)) == 6
     await staged.discard()
     assert await schemas(address) == [SCHEMA]
+
+
+async def test_who_comes_while_the_switch_waits_is_seen(
+    postgres_server: PostgresServer, address: PostgresAddress, beside: Scratch, tmp_path: Path
+) -> None:
+    await fill(address, 3)
+    driver = backups_of(postgres_server, address, beside)
+    staged = await driver.stage(tmp_path, manifest_of(await driver.make(tmp_path, nothing)), nothing)
+    slow = await SlowAppend.begin(address, "Slow-1")
+    switching = asyncio.create_task(staged.switch())
+    async with connected(address) as connection:
+        await until_waiting(connection, "relation")
+    late = await connect(address, application="kiseki journal writer")
+    await slow.land()
+    with pytest.raises(RestoreRefused, match="1 × kiseki journal writer"):
+        await switching
+    await late.close()
+    async with opened(address) as journal:
+        assert len(await everything(journal)) == 4
+    await staged.discard()
 
 
 async def test_a_session_that_was_not_seen_writes_nothing_into_the_old_journal(
@@ -369,6 +389,9 @@ async def test_leftovers_of_killed_runs_are_cleared_away_and_nothing_else(
     made = await driver.make(tmp_path, nothing)
     for name in ("kiseki_verify_200101000000_0123abcd", "kiseki_verify_mine", "kiseki_verify_200101000000_0123abcd_x"):
         postgres_server.sql(f"CREATE DATABASE {name}")
+    left = ""
+    postgres_server.sql("CREATE ROLE somebody_else")
+    postgres_server.sql("CREATE DATABASE kiseki_verify_200101000000_0123abce OWNER somebody_else")
     try:
         async with connected(address) as connection:
             await connection.execute("CREATE SCHEMA kiseki_journal_restored_200101000000_abcd")
@@ -380,12 +403,17 @@ async def test_leftovers_of_killed_runs_are_cleared_away_and_nothing_else(
         assert "kiseki_journal_restored_mine" in there
         assert len(there) == 4
         left = postgres_server.sql("SELECT datname FROM pg_database WHERE datname LIKE 'kiseki_verify%' ORDER BY 1")
-        assert left.split() == ["kiseki_verify_200101000000_0123abcd_x", "kiseki_verify_mine"]
+        assert left.split() == [
+            "kiseki_verify_200101000000_0123abcd_x",
+            "kiseki_verify_200101000000_0123abce",
+            "kiseki_verify_mine",
+        ]
         await other.discard()
         await staged.switch()
     finally:
-        for name in ("kiseki_verify_mine", "kiseki_verify_200101000000_0123abcd_x"):
+        for name in (*left.split(), "kiseki_verify_200101000000_0123abcd"):
             postgres_server.sql(f"DROP DATABASE IF EXISTS {name}")
+        postgres_server.sql("DROP ROLE somebody_else")
 
 
 async def test_into_another_database(

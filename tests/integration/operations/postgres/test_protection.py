@@ -151,6 +151,26 @@ async def test_what_was_received_after_the_last_step_is_not_lost(server: Postgre
     await staged.discard()
 
 
+async def test_a_step_waits_for_a_slow_receiver(server: PostgresServer, folder: Path) -> None:
+    address = await journal_at(server.create_database())
+    async with protecting(server, address, folder) as protection:
+        await protection.step(nothing)
+        receiver = protection.receiver.process_id
+        assert receiver is not None
+        os.kill(receiver, signal.SIGSTOP)
+        await fill(address, 10)
+        step = asyncio.create_task(protection.step(nothing))
+        done, _ = await asyncio.wait([step], timeout=1)
+        os.kill(receiver, signal.SIGCONT)
+        assert not done
+        await step
+    shutil.rmtree(folder / "spool")
+    staged = await protection.recover(work_in(folder), nothing)
+    async with staged.opened() as journal:
+        assert len(await everything(journal)) == 10
+    await staged.discard()
+
+
 async def test_what_was_at_a_time(server: PostgresServer, folder: Path) -> None:
     address = await journal_at(server.create_database())
     async with protecting(server, address, folder) as protection:
