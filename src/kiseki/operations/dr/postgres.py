@@ -132,7 +132,7 @@ class PostgresReplication:
                         f"{commit.first_sequence_number}, and {len(found) - 1} more on this page"
                     )
                 compared += len(page)
-        return Verified(commits=compared, detail=f"replayed up to {written}, all that was written")
+        return Verified(commits=compared, detail=f"replayed up to {_lsn(written)}, all that was written")
 
     async def newest(self) -> str:
         """As Replication."""
@@ -176,7 +176,7 @@ class PostgresReplication:
             raise JournalUnavailable("nobody said where the other site's journal is; give its settings with --other")
         return self._primary
 
-    async def _follows(self, written: str) -> None:
+    async def _follows(self, written: int) -> None:
         try:
             async with asyncio.timeout(_FOLLOWS), _asked(self._replica) as replica:
                 while not await replica.fetchval(_HAS, written):  # noqa: ASYNC110  # of another machine
@@ -185,6 +185,11 @@ class PostgresReplication:
             raise FailoverRefused(
                 f"{self._replica.label} did not follow within {_FOLLOWS:g} s; look at `kiseki dr status`"
             ) from problem
+
+
+def _lsn(place: int) -> str:
+    """As PostgreSQL writes it."""
+    return f"{place >> 32:X}/{place & 0xFFFFFFFF:X}"
 
 
 @asynccontextmanager
