@@ -16,7 +16,7 @@ from kiseki.journal.port import ClaimTaken, IdempotencyRecord, IdempotencyTaken
 from kiseki.journal.sqlite.append import timestamp
 from kiseki.journal.transfer.transferable import HeldClaim, claims_by_value, records_by_key
 
-__all__ = ["HeldParts"]
+__all__ = ["HeldParts", "held_changes_of"]
 
 _HELD_BY_OTHERS: Final = """
     SELECT claims.scope FROM json_each(?1)
@@ -45,6 +45,10 @@ _ADD_RECORDS: Final = """
     ON CONFLICT (key) DO UPDATE SET command_hash = excluded.command_hash, stream = excluded.stream,
         sequence_number = excluded.sequence_number, expires_at = excluded.expires_at
 """
+_NOTE_CHANGE: Final = """
+    INSERT INTO meta (name, value) VALUES ('held_changes', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1
+"""
+_CHANGES: Final = "SELECT value FROM meta WHERE name = 'held_changes'"
 
 
 class HeldParts:
@@ -68,9 +72,18 @@ class HeldParts:
             return ClaimTaken(taken[0].decode())
         if connection.execute(_OTHER_RECORDS, (self._records, timestamp(now))).fetchone() is not None:
             return IdempotencyTaken("an idempotency record of the same key says something else")
-        connection.execute(_ADD_CLAIMS, (self._claims,))
-        connection.execute(_ADD_RECORDS, (self._records, timestamp(now)))
+        added = connection.execute(_ADD_CLAIMS, (self._claims,)).rowcount
+        added += connection.execute(_ADD_RECORDS, (self._records, timestamp(now))).rowcount
+        if added:
+            # Whoever copies what is new tells by the commits what has changed, and by this what came without one.
+            connection.execute(_NOTE_CHANGE)
         return None
+
+
+def held_changes_of(connection: sqlite3.Connection) -> int:
+    """How often something was added without a commit. Raises sqlite3.Error."""
+    found = connection.execute(_CHANGES).fetchone()
+    return 0 if found is None else int(found[0])
 
 
 def _json(value: Any) -> str:

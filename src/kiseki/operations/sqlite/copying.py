@@ -6,6 +6,8 @@ Used by the drivers of journal, keys and read models. Functions block; they run 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gzip
 import os
 import shutil
@@ -19,12 +21,15 @@ from pathlib import Path
 from typing import Final
 
 from kiseki.operations.disk import explained_room
-from kiseki.operations.errors import BackupDamaged, OperationFailed, RestoreRefused
+from kiseki.operations.errors import BackupDamaged, NoRoom, OperationFailed, RestoreRefused
 
 __all__ = [
     "check_sound",
-    "copy_whole",
+    "copy_pages",
+    "explained_full",
     "moment_of",
+    "move_file",
+    "opened_copy",
     "opened_moment",
     "packed",
     "put_in_place",
@@ -39,6 +44,10 @@ _CHUNK: Final = 1 << 20
 _BUSY_SECONDS: Final = 5.0
 _BESIDE: Final = ("-wal", "-shm", "-journal")
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+_SHARED_FIRST: Final = 0x40000002
+_SHARED_BYTES: Final = 510
+"""The bytes that SQLite locks (https://www.sqlite.org/src/file/src/os.h, SHARED_FIRST)."""
 
 
 @contextmanager
@@ -48,6 +57,8 @@ def opened_moment(path: Path) -> Iterator[sqlite3.Connection]:
     Writers go on. SQLite can't shorten its log as long as this lasts, so the log grows by what is written.
     Raises OperationFailed.
     """
+    if not path.exists():
+        raise OperationFailed(f"there is no {path} to copy; check data_dir, or restore it")
     try:
         with closing(_connect(path, "ro")) as connection:
             connection.text_factory = bytes
@@ -55,22 +66,47 @@ def opened_moment(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # from here on it is that moment
             yield connection
     except sqlite3.Error as problem:
-        raise OperationFailed(f"{path} can't be copied: {problem}; run `kiseki journal verify`") from problem
+        raise OperationFailed(f"{path} can't be copied: {problem}; look at the file and at its disk") from problem
 
 
-def copy_whole(connection: sqlite3.Connection, target: Path, *, without: str = "") -> None:
-    """Copies what the connection sees into a new file (mode 0600), which needs no log. `without`: DELETE statements.
-
-    Raises sqlite3.Error, OSError.
-    """
+def copy_pages(connection: sqlite3.Connection, target: Path) -> None:
+    """Copies what a connection sees into a new file (mode 0600), page by page. Raises sqlite3.Error, NoRoom."""
     os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    with closing(_connect(target, "rw")) as copy:
+    with closing(_connect(target, "rw")) as copy, explained_full(target.parent):
+        copy.execute("PRAGMA synchronous=OFF")  # what is made of it is synced, and a crash leaves it to nobody
         connection.backup(copy)
+
+
+@contextmanager
+def opened_copy(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a copy that nobody else has, made to need no log; what is deleted is overwritten.
+
+    Text comes as bytes. Raises sqlite3.Error, NoRoom.
+    """
+    with closing(_connect(path, "rw")) as copy, explained_full(path.parent):
+        copy.text_factory = bytes
+        copy.execute("PRAGMA synchronous=OFF")
         copy.execute("PRAGMA journal_mode=DELETE").fetchone()
         copy.execute("PRAGMA secure_delete=ON").fetchone()
-        if without:
-            copy.executescript(without)
-    check_sound(target)
+        yield copy
+
+
+@contextmanager
+def explained_full(folder: Path) -> Iterator[None]:
+    """Turns what SQLite says about files of a folder into NoRoom when their disk is full, and OperationFailed when it
+    does not write; other errors of SQLite pass."""
+    try:
+        yield
+    except sqlite3.OperationalError as problem:
+        code = problem.sqlite_errorcode & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise NoRoom(f"the disk of {folder} is full; make room there, and run the same again") from problem
+        if code == sqlite3.SQLITE_IOERR:
+            raise OperationFailed(
+                f"the disk of {folder} does not read or write ({problem.sqlite_errorname}); look at it and its limits, "
+                "and run the same again"
+            ) from problem
+        raise
 
 
 def check_sound(path: Path) -> None:
@@ -85,8 +121,16 @@ def check_sound(path: Path) -> None:
 
 
 def packed(source: Path, target: Path) -> None:
-    """Compresses a file, the fast way: the pages of a journal shrink to a fifth. Removes the source. Raises OSError."""
-    with source.open("rb") as plain, gzip.GzipFile(target, "wb", compresslevel=1, mtime=0) as compressed:
+    """Compresses a file into a new one (mode 0600), and removes the source. Raises OSError.
+
+    The fast way: what is sealed hardly compresses, so that higher levels cost time and save little.
+    """
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with (
+        open(descriptor, "wb") as file,
+        source.open("rb") as plain,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as compressed,
+    ):
         shutil.copyfileobj(plain, compressed, _CHUNK)
     source.unlink()
 
@@ -119,8 +163,8 @@ def staged_path(live: Path, identity: str) -> Path:
 def refuse_in_use(path: Path, *, what: str) -> None:
     """Raises RestoreRefused when any process has a file open, and leaves the file without a log.
 
-    SQLite takes a file out of write-ahead logging only for its one and only connection. A damaged file can't be asked;
-    nobody can use it either.
+    SQLite takes a file out of write-ahead logging only for its one and only connection. A damaged file can't be asked,
+    so its locks are.
     """
     if not path.exists():
         return
@@ -128,13 +172,30 @@ def refuse_in_use(path: Path, *, what: str) -> None:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode=DELETE").fetchone()
         except sqlite3.DatabaseError as problem:
-            if problem.sqlite_errorcode & 0xFF in _DAMAGED:
-                return
-            mode = "busy"
+            mode = "damaged" if problem.sqlite_errorcode & 0xFF in _DAMAGED else "busy"
+    if mode == "damaged":
+        mode = "delete" if _is_unlocked(path) else "busy"
     if mode != "delete":
         raise RestoreRefused(
             f"a process uses {what} ({path}); stop kiseki, then run the same again. Nothing was changed"
         )
+
+
+def _is_unlocked(path: Path) -> bool:
+    """Whether no other process has a database open for write-ahead logging: each holds a shared lock then.
+
+    Not for a file that this process has open: SQLite's locks of it would be lost.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED_BYTES, _SHARED_FIRST)
+    except OSError as problem:
+        if problem.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def put_in_place(staged: Path, live: Path, *, now: datetime) -> str:
@@ -142,22 +203,59 @@ def put_in_place(staged: Path, live: Path, *, now: datetime) -> str:
 
     Nobody may use either of them (`refuse_in_use`). Raises OSError.
     """
-    kept = live.with_name(f"{live.name}.replaced-{now:%Y%m%dT%H%M%SZ}")
+    kept = _kept_path(live, now)
     was_there = live.exists()
     if was_there:
-        kept.unlink(missing_ok=True)
-        kept.hardlink_to(live)
-        for suffix in _BESIDE:  # of a damaged file, or empty
-            beside = Path(f"{live}{suffix}")
-            if beside.exists():
-                beside.replace(Path(f"{kept}{suffix}"))
-        sync_directory(live.parent)
-    else:
-        for suffix in _BESIDE:
-            Path(f"{live}{suffix}").unlink(missing_ok=True)
+        _keep(live, kept)
+    for suffix in _BESIDE:  # of a damaged or lost file: with another file of its name SQLite would mix it
+        beside = Path(f"{live}{suffix}")
+        if beside.exists():
+            beside.replace(Path(f"{kept}{suffix}"))
+    sync_directory(live.parent)
     os.replace(staged, live)
     sync_directory(live.parent)
     return str(kept) if was_there else ""
+
+
+def _kept_path(live: Path, now: datetime) -> Path:
+    """Where the old file goes: to a name that nothing has, so that nothing kept before is lost."""
+    name = f"{live.name}.replaced-{now:%Y%m%dT%H%M%SZ}"
+    number = 1
+    while live.with_name(name if number == 1 else f"{name}-{number}").exists():
+        number += 1
+    return live.with_name(name if number == 1 else f"{name}-{number}")
+
+
+def _keep(live: Path, kept: Path) -> None:
+    for left in live.parent.glob(f"{live.name}.replaced-*"):
+        if left.samefile(live):  # of a run that was killed between the two steps
+            left.unlink()
+    try:
+        kept.hardlink_to(live)
+    except OSError as problem:
+        if problem.errno not in _NO_LINKS:
+            raise
+        _copy_durably(live, kept)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Moves a file to a new name, mode 0600, also to another disk; there it is durable. Raises OSError."""
+    source.chmod(0o600)
+    try:
+        source.rename(target)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        _copy_durably(source, target)
+        source.unlink()
+
+
+def _copy_durably(source: Path, target: Path) -> None:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as copy, source.open("rb") as original:
+        shutil.copyfileobj(original, copy, _CHUNK)
+        copy.flush()
+        os.fsync(descriptor)
 
 
 def remove_database(path: Path) -> None:

@@ -7,6 +7,7 @@ an increment: the state of these streams is the whole change. Used by the protec
 from __future__ import annotations
 
 import gzip
+import hashlib
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from typing import Final
 
 import msgspec
 
+from kiseki.operations.backup.manifest import Contents
 from kiseki.operations.errors import BackupDamaged
 
-__all__ = ["IncrementHeader", "apply_increment", "read_header", "row_hash", "write_increment"]
+__all__ = ["FORMAT", "IncrementHeader", "apply_increment", "read_header", "row_hash", "sha256_of", "write_increment"]
 
 FORMAT: Final = 1
 
@@ -71,8 +73,8 @@ class IncrementHeader(msgspec.Struct, frozen=True, kw_only=True):
     """Everything durable at this time (UTC) is in the line up to here."""
     previous: str
     """The checksum of the increment before; empty for the first."""
-    final: bool = True
-    """It is the last of its step: what streams hold is as of `row`, and not of later."""
+    contents: Contents | None = None
+    """What the journal holds at `row`. None where a step goes on: what streams hold is as of its end, not of `row`."""
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -117,7 +119,7 @@ def apply_increment(connection: sqlite3.Connection, path: Path) -> IncrementHead
         else:
             parts[str(kind)].append(values)
     if header is None or not ended:
-        raise BackupDamaged(f"{path.name} does not hold all that it should; go back to a time before")
+        raise BackupDamaged(f"{path.name} does not hold all that it should")
     connection.executemany(_PUT_COMMIT, parts["commit"])
     connection.execute(_LET_GO, (header.after, header.row))
     connection.execute(_FORGET, (header.after, header.row))
@@ -134,6 +136,12 @@ def row_hash(connection: sqlite3.Connection, row: int) -> str:
     return found[0].decode() if isinstance(found[0], bytes) else str(found[0])
 
 
+def sha256_of(path: Path) -> str:
+    """The checksum by which an increment is named in the next. Blocks; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _lines(path: Path) -> Iterator[tuple[IncrementHeader, list[str | int] | None]]:
     try:
         with gzip.open(path, "rb") as packed:
@@ -146,7 +154,7 @@ def _lines(path: Path) -> Iterator[tuple[IncrementHeader, list[str | int] | None
             for line in packed:
                 yield header, _decode_row(line)
     except (EOFError, zlib.error, gzip.BadGzipFile, msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise BackupDamaged(f"{path.name} is damaged or cut short; go back to a time before") from problem
+        raise BackupDamaged(f"{path.name} was altered or cut short") from problem
 
 
 def _text(value: object) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import tempfile
 import time
@@ -22,9 +21,12 @@ from kiseki.operations.backup.manifest import Contents, Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import OperationFailed, RestoreRefused
+from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
-    copy_whole,
+    check_sound,
+    copy_pages,
     moment_of,
+    opened_copy,
     opened_moment,
     packed,
     put_in_place,
@@ -34,7 +36,7 @@ from kiseki.operations.sqlite.copying import (
     unpacked,
 )
 
-__all__ = ["SqliteJournalBackups", "SqliteStagedJournal", "contents_of", "copy_moment", "head_of"]
+__all__ = ["SqliteJournalBackups", "SqliteStagedJournal", "contents_of", "head_of", "pack_journal"]
 
 _FILE: Final = "journal.db.gz"
 _LOCK_SECONDS: Final = 10.0
@@ -59,7 +61,7 @@ class SqliteJournalBackups:
         """As PartBackups: the copy and what has to be in it are of the same moment. Raises OperationFailed, NoRoom."""
         as_of = self._clock.now()
         progress("copying")
-        position, contents = await asyncio.to_thread(copied_journal, self._path, folder / _FILE, progress)
+        position, contents = await in_thread(lambda: copied_journal(self._path, folder / _FILE, progress))
         return Made(
             store=self.store,
             method="online",
@@ -77,7 +79,7 @@ class SqliteJournalBackups:
         """As JournalBackups."""
         with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
             path = Path(work) / "journal.db"
-            await asyncio.to_thread(unpacked, folder / _FILE, path)
+            await in_thread(lambda: unpacked(folder / _FILE, path))
             async with opened_file(path, self._clock) as journal:
                 yield journal
 
@@ -120,7 +122,7 @@ class SqliteStagedJournal:
                     raise
                 return path
 
-        return cls(await asyncio.to_thread(make), live, contents=contents, clock=clock)
+        return cls(await in_thread(make), live, contents=contents, clock=clock)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[TransferableJournal]:
@@ -130,7 +132,7 @@ class SqliteStagedJournal:
 
     async def switch(self) -> Switched:
         """As Staged: one rename. Raises RestoreRefused while a process has the live file open."""
-        kept = await asyncio.to_thread(self._switch)
+        kept = await in_thread(self._switch)
         self._switched = True
         return Switched(kept)
 
@@ -158,7 +160,7 @@ class SqliteStagedJournal:
     async def discard(self) -> None:
         """As Staged."""
         if not self._switched:
-            await asyncio.to_thread(remove_database, self._staged)
+            await in_thread(lambda: remove_database(self._staged))
 
 
 @asynccontextmanager
@@ -173,16 +175,22 @@ async def opened_file(path: Path, clock: Clock) -> AsyncIterator[SqliteJournal]:
 
 def copied_journal(live: Path, target: Path, progress: Progress) -> tuple[str, Contents]:
     """Copies a live journal, compressed; its position and contents, of the same moment. Blocks."""
-    with explained_room(target.parent, "make room there"), opened_moment(live) as connection:
-        copy_moment(connection, target)
-        progress("counting")
-        return head_of(connection), contents_of(connection, progress)
-
-
-def copy_moment(connection: sqlite3.Connection, target: Path) -> None:
-    """Copies, compressed, the journal that a connection sees, without what can be made again. Blocks."""
     plain = target.with_suffix("")
-    copy_whole(connection, plain, without=_WITHOUT)
+    with explained_room(target.parent, "make room there"):
+        with opened_moment(live) as connection:
+            copy_pages(connection, plain)
+            progress("counting")
+            position, contents = head_of(connection), contents_of(connection, progress)
+        progress("compressing")
+        pack_journal(plain, target)
+    return position, contents
+
+
+def pack_journal(plain: Path, target: Path) -> None:
+    """Compresses the copy of a journal, without what can be made again. Blocks."""
+    with opened_copy(plain) as copy:
+        copy.execute(_WITHOUT)
+    check_sound(plain)
     packed(plain, target)
 
 

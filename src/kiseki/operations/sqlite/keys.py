@@ -1,17 +1,18 @@
 """`SqliteKeyBackups`: the KeyBackups of an embedded key store, and of the revocations beside it.
 
-A key that was destroyed is in no page of the live file (see `security/sqlite_key_file`), so no later copy has it.
+A key that was destroyed is in no page of the live file (see `security/sqlite_key_file`), so no later copy has it. An
+erasure waits for whoever reads the log: while a copy is taken nothing is done but copying, a second for some 500 MB.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,11 @@ from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
+from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
-    copy_whole,
+    check_sound,
+    copy_pages,
+    opened_copy,
     opened_moment,
     packed,
     put_in_place,
@@ -33,10 +37,20 @@ from kiseki.operations.sqlite.copying import (
 from kiseki.security.key_store import KeyStore
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 
-__all__ = ["SqliteKeyBackups", "SqliteStagedKeys", "copied_keys", "opened_keys"]
+__all__ = [
+    "KEYS_FILE",
+    "REVOCATIONS_FILE",
+    "SqliteKeyBackups",
+    "SqliteStagedKeys",
+    "copied_revocations",
+    "opened_keys",
+    "pack_keys",
+]
 
-_KEYS: Final = "keys.db.gz"
-_REVOCATIONS: Final = "revocations.db.gz"
+KEYS_FILE: Final = "keys.db.gz"
+REVOCATIONS_FILE: Final = "revocations.db.gz"
+_DAYS: Final = 7
+"""How long copies of keys may be kept."""
 _ROWS: Final = "SELECT subject, key_id, wrapped FROM subject_keys ORDER BY id"
 _COUNT: Final = """
     SELECT count(*) FROM subject_keys AS row WHERE NOT EXISTS (SELECT 1 FROM erasures WHERE subject = row.subject)
@@ -44,6 +58,7 @@ _COUNT: Final = """
         WHERE newer.subject = row.subject AND newer.number = row.number AND newer.wrapping > row.wrapping)
 """
 _ERASED: Final = "SELECT count(*) FROM erasures"
+_REVOKED: Final = "SELECT count(*) FROM revocations"
 _ALL_ERASURES: Final = "SELECT subject, erased_at FROM erasures ORDER BY number"
 
 
@@ -61,9 +76,11 @@ class SqliteKeyBackups:
         """As PartBackups. The digest is over subject, id and wrapped form of every row."""
         as_of = self._clock.now()
         progress("copying")
-        counts, digest = await asyncio.to_thread(copied_keys, self._path, folder / _KEYS)
-        if await asyncio.to_thread(self._revocations.is_file):
-            await asyncio.to_thread(_copied, self._revocations, folder / _REVOCATIONS)
+        counts, digest = await in_thread(lambda: copied_keys(self._path, folder / KEYS_FILE))
+        if self._revocations.is_file():
+            counts["revocations"] = await in_thread(
+                lambda: copied_revocations(self._revocations, folder / REVOCATIONS_FILE)
+            )
         return Made(
             store=self.store,
             method="online",
@@ -81,19 +98,19 @@ class SqliteKeyBackups:
         """As KeyBackups."""
         with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
             path = Path(work) / "keys.db"
-            await asyncio.to_thread(unpacked, folder / _KEYS, path)
+            await in_thread(lambda: unpacked(folder / KEYS_FILE, path))
             async with opened_keys(path) as keys:
                 yield keys
 
     async def stage(self, folder: Path, manifest: Manifest, progress: Progress) -> SqliteStagedKeys:
         """As KeyBackups."""
         progress("unpacking")
-        has_revocations = any(file.name == _REVOCATIONS for file in manifest.files)
+        has_revocations = any(file.name == REVOCATIONS_FILE for file in manifest.files)
 
         def put(keys: Path, revocations: Path) -> None:
-            unpacked(folder / _KEYS, keys)
+            unpacked(folder / KEYS_FILE, keys)
             if has_revocations:
-                unpacked(folder / _REVOCATIONS, revocations)
+                unpacked(folder / REVOCATIONS_FILE, revocations)
 
         return await SqliteStagedKeys.made(self._path, self._revocations, manifest.id, put, clock=self._clock)
 
@@ -127,7 +144,7 @@ class SqliteStagedKeys:
                     raise
                 return staged
 
-        made = cls(await asyncio.to_thread(make), (keys, revocations), clock=clock)
+        made = cls(await in_thread(make), (keys, revocations), clock=clock)
         try:
             await made._carry_erasures()
         except BaseException:
@@ -136,7 +153,7 @@ class SqliteStagedKeys:
         return made
 
     async def _carry_erasures(self) -> None:
-        erased = await asyncio.to_thread(_erasures_of, self._live_keys)
+        erased = await in_thread(lambda: _erasures_of(self._live_keys))
         async with opened_keys(self._keys) as keys:
             known = set((await keys.erasures(0)).subjects)
             for subject, at in erased:
@@ -151,9 +168,15 @@ class SqliteStagedKeys:
 
     async def switch(self) -> Switched:
         """As Staged: one rename. Revocations that are live and can be read stay: they are newer."""
-        kept = await asyncio.to_thread(self._switch)
+        await in_thread(self._refuse_in_use)
+        await self._carry_erasures()  # of those who were erased since
+        kept = await in_thread(self._switch)
         self._switched = True
-        return Switched(kept)
+        return Switched(kept, (f"remove {kept} within {_DAYS} days: it holds keys",) if kept else ())
+
+    def _refuse_in_use(self) -> None:
+        with explained_room(self._live_keys.parent, "make room there"):
+            refuse_in_use(self._live_keys, what="the key store")
 
     def _switch(self) -> str:
         with explained_room(self._live_keys.parent, "make room there"):
@@ -170,7 +193,7 @@ class SqliteStagedKeys:
         """As Staged."""
         if not self._switched:
             for path in (self._keys, self._revocations):
-                await asyncio.to_thread(remove_database, path)
+                await in_thread(partial(remove_database, path))
 
 
 @asynccontextmanager
@@ -186,22 +209,36 @@ async def opened_keys(path: Path) -> AsyncIterator[SqliteKeyStore]:
 def copied_keys(live: Path, target: Path) -> tuple[dict[str, int], str]:
     """Copies a live key store, compressed; what it holds, of the same moment. Blocks."""
     plain = target.with_suffix("")
+    with explained_room(target.parent, "make room there"):
+        with opened_moment(live) as connection:
+            copy_pages(connection, plain)
+        return pack_keys(plain, target)
+
+
+def pack_keys(plain: Path, target: Path) -> tuple[dict[str, int], str]:
+    """Compresses a copy of a key store, and says what it holds. Blocks."""
     digest = hashlib.sha256()
-    with explained_room(target.parent, "make room there"), opened_moment(live) as connection:
-        copy_whole(connection, plain)
-        for subject, key_id, wrapped in connection.execute(_ROWS):
+    with opened_copy(plain) as copy:
+        for subject, key_id, wrapped in copy.execute(_ROWS):
             digest.update(b"%s\0%s\0%s\n" % (subject, key_id, wrapped))
-        (keys,) = connection.execute(_COUNT).fetchone()
-        (erased,) = connection.execute(_ERASED).fetchone()
-        packed(plain, target)
+        (keys,) = copy.execute(_COUNT).fetchone()
+        (erased,) = copy.execute(_ERASED).fetchone()
+    check_sound(plain)
+    packed(plain, target)
     return {"keys": keys, "erasures": erased}, digest.hexdigest()
 
 
-def _copied(live: Path, target: Path) -> None:
+def copied_revocations(live: Path, target: Path) -> int:
+    """Copies the revocations beside a key store, compressed; how many. Blocks."""
     plain = target.with_suffix("")
-    with explained_room(target.parent, "make room there"), opened_moment(live) as connection:
-        copy_whole(connection, plain)
+    with explained_room(target.parent, "make room there"):
+        with opened_moment(live) as connection:
+            copy_pages(connection, plain)
+        with opened_copy(plain) as copy:
+            (count,) = copy.execute(_REVOKED).fetchone()
+        check_sound(plain)
         packed(plain, target)
+    return int(count)
 
 
 def _erasures_of(path: Path) -> list[tuple[str, datetime]]:

@@ -1,31 +1,34 @@
 """A line of protection: bases, and increments between them, of one life of one store; as it lies in a place.
 
-<what>/<line>/base-<row>/…                     a whole copy, as of a row
-<what>/<line>/<row before>-<last row>.json.gz  what came after a row, up to another one
-<what>/<line>/head.json                        how far the line goes, replaced at each step
+<what>/<number>-<life>-…/base-<row>-<time>-…                   a whole copy, as of a row
+<what>/<number>-<life>-…/<row before>-<last row>-<time>.json.gz  what came after a row, up to another one
+<what>/<number>-<life>-…/head.json                             how far the line goes, replaced at each step
 
-Each increment names the checksum of the one before, and the head that of the last: a missing or altered one is found.
-Used by the protection of journals and of key stores.
+A step is done when the head says so: what else lies there is the rest of one that was killed. Each increment names the
+checksum of the one before, and the head that of the last: a missing or altered one is found. Lines are numbered,
+because clocks go back. Used by the protection of journals and of key stores.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from kiseki.operations.backup.manifest import Contents, StoredFile, digest_of
 from kiseki.operations.errors import BackupDamaged
-from kiseki.operations.places.port import LAST, Place
+from kiseki.operations.places.port import LAST, Place, Stored
+from kiseki.operations.places.threads import in_thread
 
 __all__ = [
+    "LEEWAY",
     "Base",
     "Head",
     "Increment",
@@ -35,17 +38,24 @@ __all__ = [
     "increment_name",
     "is_base_due",
     "new_line",
-    "prune_lines",
     "publish_base",
     "read_lines",
+    "remove_rest",
+    "through_of",
+    "whole_bases",
     "write_head",
 ]
 
-_BASE: Final = re.compile(r"base-([0-9]{20})-([0-9]{8}T[0-9]{6})")
-_INCREMENT: Final = re.compile(r"([0-9]{20})-([0-9]{20})\.json\.gz")
+_TIME: Final = "%Y%m%dT%H%M%S%f"
+_LINE: Final = re.compile(r"([0-9]{6})-.+")
+_BASE: Final = re.compile(r"base-([0-9]{20})-([0-9]{8}T[0-9]{12})-[0-9a-f]{6}")
+_INCREMENT: Final = re.compile(r"([0-9]{20})-([0-9]{20})-([0-9]{8}T[0-9]{12})\.json\.gz")
 _HEAD: Final = "head.json"
 _BASE_EVERY: Final = timedelta(days=1)
-_LEEWAY: Final = timedelta(minutes=5)
+LEEWAY: Final = timedelta(minutes=5)
+"""By which clocks may differ."""
+
+_T = TypeVar("_T")
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,15 +69,20 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """Of that row as it is stored: whether the live store still has it."""
     through: datetime
     """Everything durable at this time (UTC) is in it."""
+    bases: tuple[str, ...] = ()
+    """The bases that steps have finished, in their order."""
     last_sha256: str = ""
     """Of the newest increment."""
-    last_name: str = ""
     contents: Contents | None = None
     """What a journal holds that is put together from all of it."""
+    held_changes: int = 0
+    """Of a journal: how often claims came without a commit."""
     last_id: int = 0
     """Of a key store: the last of its rows that is in it. `row` counts steps then."""
     erasures: int = 0
     """Of a key store: the last erasure that is in it."""
+    revocations: str = ""
+    """Of a key store: the checksum of the revocations beside it."""
     audit: Mapping[str, int] = {}
     """The newest record of each writer of the audit log, at the time."""
 
@@ -82,8 +97,8 @@ class Base(NamedTuple):
 
     name: str
     row: int
-    at: str
-    """When it was made, as its name says: sorts like time."""
+    at: datetime
+    """As of when it is (UTC)."""
 
 
 class Increment(NamedTuple):
@@ -92,158 +107,150 @@ class Increment(NamedTuple):
     name: str
     after: int
     row: int
-    changed_at: datetime
+    through: datetime
 
 
 class Line(NamedTuple):
     """A line, as far as the place shows it."""
 
+    number: int
     prefix: str
-    head: Head
+    head: Head | None
+    """None when it is not there, or can't be read."""
     bases: Sequence[Base]
+    """Finished ones, in their order."""
     increments: Sequence[Increment]
-    """In their order."""
-
-    def after(self, base: Base, *, whole: bool = True) -> Sequence[Increment]:
-        """The increments that follow a base, without a gap. Raises BackupDamaged when one is missing; `whole`: also at
-        the end."""
-        following: list[Increment] = []
-        row = base.row
-        for increment in self.increments:
-            if increment.row <= row:
-                continue
-            if increment.after != row:
-                raise BackupDamaged(
-                    f"{self.prefix} lacks what came between rows {row:,} and {increment.after:,}; go back to a time "
-                    "before, with --until"
-                )
-            following.append(increment)
-            row = increment.row
-        if whole and row < self.head.row:
-            raise BackupDamaged(
-                f"{self.prefix} ends at row {row:,} and should go to {self.head.row:,}; go back to a time before"
-            )
-        return following
-
-
-def new_line(life: str) -> str:
-    """The name of a new line: two lines of one life are told apart, when an older file was put back by hand."""
-    return f"{life}-{secrets.token_hex(3)}"
-
-
-def base_name(row: int, at: datetime) -> str:
-    """The name of a base: names sort like rows, then like time (UTC)."""
-    return f"base-{row:020d}-{at:%Y%m%dT%H%M%S}"
-
-
-def increment_name(after: int, row: int) -> str:
-    """The name of an increment: names sort like rows."""
-    return f"{after:020d}-{row:020d}.json.gz"
+    """Finished ones, in their order."""
+    rest: Sequence[str]
+    """What a step that was killed has left."""
+    sizes: Mapping[str, int]
+    """Of the files of bases, by base and file."""
 
 
 async def read_lines(place: Place, what: str) -> list[Line]:
-    """All lines there are of something, those that go furthest last. Raises PlaceUnavailable, BackupDamaged."""
-    found: dict[str, tuple[list[Base], list[Increment], list[bool]]] = {}
+    """All lines there are of something, in the order in which they were begun. Raises PlaceUnavailable."""
+    found: dict[str, list[Stored]] = {}
     for stored in await place.names(f"{what}/"):
-        parts = stored.name.split("/")
-        if len(parts) < 3:
-            continue
-        bases, increments, heads = found.setdefault(parts[1], ([], [], []))
-        if parts[2] == _HEAD:
-            heads.append(True)
-        elif (base := _BASE.fullmatch(parts[2])) and parts[3:] == [LAST]:
-            bases.append(Base(parts[2], int(base[1]), base[2]))
-        elif (increment := _INCREMENT.fullmatch(parts[2])) and len(parts) == 3:
-            increments.append(Increment(parts[2], int(increment[1]), int(increment[2]), stored.changed_at))
-    lines = []
-    for name, (bases, increments, heads) in found.items():
-        if not heads:
-            continue  # its first base was never finished
-        prefix = f"{what}/{name}"
-        lines.append(Line(prefix, await _head(place, prefix), sorted(bases, key=_age), sorted(increments, key=_row)))
-    return sorted(lines, key=lambda line: line.head.through)
+        name = stored.name.split("/")[1]
+        if _LINE.fullmatch(name):
+            found.setdefault(name, []).append(stored)
+    return [await _line(place, what, name, found[name]) for name in sorted(found)]
+
+
+async def _line(place: Place, what: str, name: str, there: Sequence[Stored]) -> Line:
+    prefix = f"{what}/{name}"
+    head = _opened(await place.read(f"{prefix}/{_HEAD}"), Head)
+    bases: list[Base] = []
+    increments: list[Increment] = []
+    sizes: dict[str, int] = {}
+    for stored in there:
+        parts = stored.name.split("/")[2:]
+        if (found := _BASE.fullmatch(parts[0])) and len(parts) == 2:
+            sizes["/".join(parts)] = stored.size
+            if parts[1] == LAST:
+                bases.append(Base(parts[0], int(found[1]), _time(found[2])))
+        elif (found := _INCREMENT.fullmatch(parts[0])) and len(parts) == 1:
+            increments.append(Increment(parts[0], int(found[1]), int(found[2]), _time(found[3])))
+    bases.sort(key=lambda base: (base.row, base.at))
+    increments.sort(key=lambda increment: (increment.row, increment.after))
+    rest: list[str] = []
+    if head is not None:
+        order = {base: number for number, base in enumerate(head.bases)}
+        rest += [base.name for base in bases if base.name not in order]
+        rest += [increment.name for increment in increments if increment.row > head.row]
+        bases = sorted((base for base in bases if base.name in order), key=lambda base: order[base.name])
+        increments = [increment for increment in increments if increment.row <= head.row]
+    return Line(int(name[:6]), prefix, head, bases, increments, rest, sizes)
+
+
+def new_line(what: str, lines: Sequence[Line], life: str) -> str:
+    """Where a new line is. Two lines of one life are told apart, when an older file was put back by hand."""
+    number = lines[-1].number + 1 if lines else 1
+    return f"{what}/{number:06d}-{life}-{secrets.token_hex(3)}"
+
+
+def base_name(row: int, at: datetime) -> str:
+    """The name of a base as of a time (UTC): two of one time are told apart."""
+    return f"base-{row:020d}-{at.astimezone(UTC).strftime(_TIME)}-{secrets.token_hex(3)}"
+
+
+def increment_name(after: int, row: int, through: datetime) -> str:
+    """The name of an increment: names sort like rows."""
+    return f"{after:020d}-{row:020d}-{through.astimezone(UTC).strftime(_TIME)}.json.gz"
 
 
 async def write_head(place: Place, prefix: str, head: Head) -> None:
-    """Says how far a line goes from now on."""
-    await place.write(f"{prefix}/{_HEAD}", msgspec.json.encode(head) + b"\n")
+    """Says how far a line goes from now on: this ends a step."""
+    await place.write(f"{prefix}/{_HEAD}", _closed(head))
+
+
+async def remove_rest(place: Place, line: Line) -> None:
+    """Removes what a step that was killed has left, so that it is never taken for a part of the line."""
+    for name in line.rest:
+        await place.remove(f"{line.prefix}/{name}")
 
 
 def is_base_due(line: Line, now: datetime) -> bool:
-    """Whether the newest base of a line is over a day old, or in the future, or there is none."""
-    if not line.bases:
-        return True
-    newest = max(datetime.strptime(base.at, "%Y%m%dT%H%M%S").replace(tzinfo=UTC) for base in line.bases)
-    return not -_LEEWAY <= now - newest < _BASE_EVERY
+    """Whether no base of a line is of the last day. One of the future, by a clock that was wrong, does not count."""
+    return not any(-LEEWAY <= now - base.at < _BASE_EVERY for base in line.bases)
 
 
-async def publish_base(place: Place, prefix: str, folder: Path, head: Head) -> int:
+def through_of(lines: Sequence[Line]) -> datetime | None:
+    """How far the newest line goes; None when there is nothing."""
+    for line in reversed(lines):
+        if line.bases:
+            return line.bases[-1].at if line.head is None else line.head.through
+    return None
+
+
+async def publish_base(place: Place, prefix: str, name: str, folder: Path, head: Head) -> int:
     """Publishes a base that is in a folder, as of the head; how many bytes. The folder may be gone then."""
-    files = await asyncio.to_thread(lambda: [digest_of(path) for path in sorted(folder.iterdir())])
+    files = await in_thread(lambda: [digest_of(path) for path in sorted(folder.iterdir())])
     manifest = _BaseManifest(head=head, files=tuple(files))
-    await asyncio.to_thread((folder / LAST).write_bytes, msgspec.json.encode(manifest) + b"\n")
-    await place.publish(folder, f"{prefix}/{base_name(head.row, head.through)}")
+    await in_thread(lambda: (folder / LAST).write_bytes(_closed(manifest)))
+    await place.publish(folder, f"{prefix}/{name}")
     return sum(file.bytes for file in files)
 
 
 @asynccontextmanager
-async def fetched_base(place: Place, prefix: str, base: Base) -> AsyncIterator[tuple[Path, Contents | None]]:
-    """The files of a base, compared with their checksums, and what a journal in it holds. Raises BackupDamaged."""
-    name = f"{prefix}/{base.name}"
-    data = await place.read(f"{name}/{LAST}")
-    try:
-        manifest = msgspec.json.decode(data or b"", type=_BaseManifest)
-    except msgspec.DecodeError as problem:
-        raise BackupDamaged(
-            f"the manifest of {name} can't be read; go back to a time before, with --until"
-        ) from problem
+async def fetched_base(place: Place, line: Line, base: Base) -> AsyncIterator[tuple[Path, Head]]:
+    """The files of a base, compared with their checksums, and the head as of it. Raises BackupDamaged."""
+    name = f"{line.prefix}/{base.name}"
+    manifest = _opened(await place.read(f"{name}/{LAST}"), _BaseManifest)
+    if manifest is None:
+        raise BackupDamaged(f"the manifest of {name} in {place.label} was altered or cut short")
     async with place.fetched(name, [file.name for file in manifest.files]) as folder:
         for file in manifest.files:
-            if await asyncio.to_thread(digest_of, folder / file.name) != file:
-                raise BackupDamaged(f"{name} was altered or cut short; go back to a time before, with --until")
-        yield folder, manifest.head.contents
+            if await in_thread(lambda name=file.name: digest_of(folder / name)) != file:  # type: ignore[misc]
+                raise BackupDamaged(f"{name}/{file.name} in {place.label} was altered or cut short")
+        yield folder, manifest.head
 
 
-async def prune_lines(place: Place, what: str, cutoff: datetime, *, keep_last: bool) -> int:
-    """Removes bases that are older, and increments that no base needs any more; how many things.
-
-    `keep_last`: the newest base stays, whatever its age. Without it everything older goes.
-    """
-    lines = await read_lines(place, what)
-    at = f"{cutoff:%Y%m%dT%H%M%S}"
-    removed = 0
-    for line in lines:
-        kept = [base for base in line.bases if base.at >= at]
-        if not kept and keep_last and line is lines[-1]:
-            kept = list(line.bases[-1:])
-        if not kept:
-            await place.remove(line.prefix)
-            removed += len(line.bases) + len(line.increments)
-            continue
-        for base in line.bases:
-            if base not in kept:
-                await place.remove(f"{line.prefix}/{base.name}")
-                removed += 1
-        for increment in line.increments:
-            if increment.row <= kept[0].row or (not keep_last and increment.changed_at < cutoff):
-                await place.remove(f"{line.prefix}/{increment.name}")
-                removed += 1
-    return removed
+async def whole_bases(place: Place, line: Line) -> Collection[str]:
+    """The bases whose files are there in full size; what is in them is not read."""
+    whole = set()
+    for base in line.bases:
+        manifest = _opened(await place.read(f"{line.prefix}/{base.name}/{LAST}"), _BaseManifest)
+        if manifest and all(line.sizes.get(f"{base.name}/{file.name}") == file.bytes for file in manifest.files):
+            whole.add(base.name)
+    return whole
 
 
-async def _head(place: Place, prefix: str) -> Head:
-    data = await place.read(f"{prefix}/{_HEAD}")
+def _closed(value: Any) -> bytes:
+    """JSON, and a line with its checksum: a single bit that changes is found."""
+    data = msgspec.json.encode(value)
+    return b"%s\n%s\n" % (data, hashlib.sha256(data).hexdigest().encode())
+
+
+def _opened(data: bytes | None, kind: type[_T]) -> _T | None:
+    text, _, checksum = (data or b"").partition(b"\n")
+    if checksum != hashlib.sha256(text).hexdigest().encode() + b"\n":
+        return None
     try:
-        return msgspec.json.decode(data or b"", type=Head)
-    except msgspec.DecodeError as problem:
-        raise BackupDamaged(
-            f"{prefix}/{_HEAD} in {place.label} can't be read; remove the line, a new one is begun"
-        ) from problem
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError:
+        return None
 
 
-def _age(base: Base) -> tuple[int, str]:
-    return base.row, base.at
-
-
-def _row(increment: Increment) -> int:
-    return increment.row
+def _time(text: str) -> datetime:
+    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)

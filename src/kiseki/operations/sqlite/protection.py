@@ -6,33 +6,36 @@ the streams that these rows are of (see `increments`). A whole copy a day is wha
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from kiseki.journal.sqlite.transfer import held_changes_of
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.contents import ContentsDigest
 from kiseki.operations.backup.manifest import Contents
 from kiseki.operations.backup.port import Progress
 from kiseki.operations.disk import explained_room
 from kiseki.operations.places.port import Place
+from kiseki.operations.places.threads import in_thread
 from kiseki.operations.protect.port import Protected
-from kiseki.operations.sqlite.copying import moment_of, opened_moment
-from kiseki.operations.sqlite.increments import FORMAT, IncrementHeader, row_hash, write_increment
-from kiseki.operations.sqlite.journal import SqliteStagedJournal, contents_of, copy_moment, head_of
+from kiseki.operations.sqlite.copying import copy_pages, moment_of, opened_moment
+from kiseki.operations.sqlite.increments import FORMAT, IncrementHeader, row_hash, sha256_of, write_increment
+from kiseki.operations.sqlite.journal import SqliteStagedJournal, contents_of, head_of, pack_journal
+from kiseki.operations.sqlite.line_pruning import prune_covered
 from kiseki.operations.sqlite.lines import (
     Head,
     Line,
+    base_name,
     increment_name,
     is_base_due,
     new_line,
-    prune_lines,
     publish_base,
     read_lines,
+    remove_rest,
+    through_of,
     write_head,
 )
 from kiseki.operations.sqlite.recovery import JOURNAL_FILE, recovered_journal
@@ -58,7 +61,8 @@ class _Step(NamedTuple):
     head: Head
     increments: list[str]
     commits: int
-    has_base: bool
+    base: str
+    """The name of a new base, whose files are in the folder `base`; empty without one."""
 
 
 class SqliteJournalProtection:
@@ -81,83 +85,80 @@ class SqliteJournalProtection:
         async with self._place.lock(_LOCK), self._place.workspace(f"{WHAT}/step") as work:
             audit = {} if self._audit_heads is None else await self._audit_heads()
             lines = await read_lines(self._place, WHAT)
-            line = lines[-1] if lines else None
-            (work / "base").mkdir()
+            for line in lines[-1:]:
+                await remove_rest(self._place, line)
             progress("copying")
-            step = await asyncio.to_thread(self._collect, work, line, audit, progress)
-            if line is not None:
-                # Of a step that was killed before it could say so.
-                for left in line.increments:
-                    if left.row > line.head.row:
-                        await self._place.remove(f"{line.prefix}/{left.name}")
+            step = await in_thread(lambda: self._collect(work, lines, audit, progress))
             size = 0
             for name in step.increments:
                 size += (work / name).stat().st_size
                 await self._place.put(f"{step.prefix}/{name}", work / name)
-            if step.has_base:
-                size += await publish_base(self._place, step.prefix, work / "base", step.head)
+            if step.base:
+                size += await publish_base(self._place, step.prefix, step.base, work / "base", step.head)
             await write_head(self._place, step.prefix, step.head)
-            return Protected(step.head.through, step.commits, size, step.has_base)
+            return Protected(step.head.through, step.commits, size, bool(step.base))
 
-    def _collect(self, work: Path, line: Line | None, audit: Mapping[str, int], progress: Progress) -> _Step:
+    def _collect(self, work: Path, lines: Sequence[Line], audit: Mapping[str, int], progress: Progress) -> _Step:
         through = self._clock.now()
-        with explained_room(work, "make room there"), opened_moment(self._path) as connection:
-            life, _, text = head_of(connection).rpartition("-")
-            row = int(text)
-            goes_on = line is not None and _is_of(line, life, connection)
-            (claims,) = connection.execute(_CLAIMS).fetchone()
-            increments: list[str] = []
-            last, commits = "", 0
-            if line is not None and goes_on:
-                prefix, before = line.prefix, line.head
-                last = before.last_sha256
-                contents = _grown(connection, before, row, claims)
-                commits = contents.commits - (before.contents.commits if before.contents else 0)
-                for after in range(before.row, row, _CHUNK):
-                    upto = min(after + _CHUNK, row)
-                    header = IncrementHeader(
-                        format=FORMAT,
-                        life=life,
-                        after=after,
-                        row=upto,
-                        through=through,
-                        previous=last,
-                        final=upto == row,
-                    )
-                    increments.append(increment_name(after, upto))
-                    write_increment(connection, header, work / increments[-1])
-                    last = _sha256(work / increments[-1])
-                # Claims that come without a commit, as an import brings them, are in a base alone.
-                moved = row == before.row and before.contents is not None and before.contents.claims != claims
-                has_base = moved or is_base_due(line, through)
-            else:
-                prefix = f"{WHAT}/{new_line(life)}"
-                contents = contents_of(connection, progress)
-                commits = contents.commits
-                has_base = True
+        plain = work / "base" / JOURNAL_FILE.removesuffix(".gz")
+        with explained_room(work, "make room there"):
+            with opened_moment(self._path) as connection:
+                life, _, text = head_of(connection).rpartition("-")
+                row, held_changes = int(text), held_changes_of(connection)
+                line = lines[-1] if lines else None
+                before = None if line is None else line.head
+                increments: list[str] = []
+                if line is not None and before is not None and line.bases and _is_of(before, life, connection):
+                    prefix, bases, last = line.prefix, tuple(base.name for base in line.bases), before.last_sha256
+                    contents = _grown(connection, before, row)
+                    commits = contents.commits - (before.contents.commits if before.contents else 0)
+                    for after in range(before.row, row, _CHUNK):
+                        header = IncrementHeader(
+                            format=FORMAT,
+                            life=life,
+                            after=after,
+                            row=min(after + _CHUNK, row),
+                            through=through,
+                            previous=last,
+                            contents=contents if after + _CHUNK >= row else None,
+                        )
+                        increments.append(increment_name(after, header.row, through))
+                        write_increment(connection, header, work / increments[-1])
+                        last = sha256_of(work / increments[-1])
+                    # Claims that come without a commit, as an import brings them, are in a base alone.
+                    has_base = held_changes != before.held_changes or is_base_due(line, through)
+                else:
+                    prefix, bases, last = new_line(WHAT, lines, life), (), ""
+                    contents = contents_of(connection, progress)
+                    commits, has_base = contents.commits, True
+                if has_base:
+                    progress("copying all of it")
+                    plain.parent.mkdir()
+                    copy_pages(connection, plain)
+                base = base_name(row, through) if has_base else ""
+                head = Head(
+                    life=life,
+                    row=row,
+                    row_hash=row_hash(connection, row),
+                    through=through,
+                    bases=(*bases, base) if has_base else bases,
+                    last_sha256=last,
+                    contents=contents,
+                    held_changes=held_changes,
+                    audit=audit,
+                )
             if has_base:
-                progress("copying all of it")
-                copy_moment(connection, work / "base" / JOURNAL_FILE)
-            head = Head(
-                life=life,
-                row=row,
-                row_hash=row_hash(connection, row),
-                through=through,
-                last_sha256=last,
-                contents=contents,
-                audit=audit,
-            )
-        return _Step(prefix, head, increments, commits, has_base)
+                pack_journal(plain, plain.with_name(JOURNAL_FILE))
+        return _Step(prefix, head, increments, commits, base)
 
     async def prune(self, now: datetime) -> int:
-        """As Protection."""
+        """As Protection: every time of the last `days` can be gone back to, as far as it was copied."""
         async with self._place.lock(_LOCK):
-            return await prune_lines(self._place, WHAT, now - timedelta(days=self._days), keep_last=True)
+            return await prune_covered(self._place, WHAT, now - timedelta(days=self._days))
 
     async def through(self) -> datetime | None:
         """As Protection."""
-        lines = await read_lines(self._place, WHAT)
-        return lines[-1].head.through if lines else None
+        return through_of(await read_lines(self._place, WHAT))
 
     async def close(self) -> None:
         """As Protection: nothing runs between two steps."""
@@ -169,18 +170,14 @@ class SqliteJournalProtection:
         )
 
 
-def _is_of(line: Line, life: str, connection: sqlite3.Connection) -> bool:
+def _is_of(head: Head, life: str, connection: sqlite3.Connection) -> bool:
     """Whether a line is of this journal and life, and not of another one that was put in its place by hand."""
-    return line.head.life == life and row_hash(connection, line.head.row) == line.head.row_hash
+    return head.life == life and row_hash(connection, head.row) == head.row_hash
 
 
-def _grown(connection: sqlite3.Connection, before: Head, row: int, claims: int) -> Contents:
+def _grown(connection: sqlite3.Connection, before: Head, row: int) -> Contents:
     digest = ContentsDigest(before.contents)
     for stream, first, count, document, at in connection.execute(_NEW, (before.row, row)):
         digest.add(stream.decode(), first, count, document, moment_of(at))
+    (claims,) = connection.execute(_CLAIMS).fetchone()
     return digest.contents(claims=claims)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sqlite3
 import tempfile
+import urllib.parse
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -15,25 +16,31 @@ from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import BackupRefused, OperationFailed
+from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
     check_sound,
-    copy_whole,
+    copy_pages,
+    opened_copy,
     opened_moment,
     packed,
     refuse_in_use,
     sync_directory,
     unpacked,
 )
+from kiseki.projection.port import BuildName
+from kiseki.query.sqlite.files import BuildFiles
 
 __all__ = ["SqliteReadModelBackups"]
 
 _CATALOG: Final = "catalog.sqlite"
 _PACKED: Final = ".gz"
+_BUILDS: Final = "SELECT projection, version, generation FROM builds ORDER BY projection, version, generation"
+_FORGET: Final = "DELETE FROM builds WHERE projection = ? AND version = ? AND generation = ?"
 
 
 class SqliteReadModelBackups:
     """Online copies of the files of a directory. Each is of a moment of its own: rows and progress of a build are in
-    one file, and the catalog is copied last."""
+    one file. The catalog is copied first; a build that it names, and that is removed meanwhile, leaves its copy too."""
 
     store = "sqlite"
 
@@ -44,7 +51,7 @@ class SqliteReadModelBackups:
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Raises BackupRefused when there are none, OperationFailed, NoRoom."""
         as_of = self._clock.now()
-        count = await asyncio.to_thread(self._make, folder, progress)
+        count = await in_thread(lambda: self._make(folder, progress))
         return Made(
             store=self.store,
             method="online",
@@ -54,17 +61,42 @@ class SqliteReadModelBackups:
         )
 
     def _make(self, folder: Path, progress: Progress) -> int:
-        files = sorted(path for path in self._directory.glob("*.sqlite") if path.name != _CATALOG)
         catalog = self._directory / _CATALOG
         if not catalog.exists():
             raise BackupRefused(f"there are no read models in {self._directory}; an updater makes them when it starts")
-        for path in (*files, catalog):
-            progress(f"copying {path.name}")
-            plain = folder / path.name
-            with explained_room(folder, "make room there"), opened_moment(path) as connection:
-                copy_whole(connection, plain)
-                packed(plain, folder / f"{path.name}{_PACKED}")
-        return len(files)
+        with explained_room(folder, "make room there"):
+            copy = folder / _CATALOG
+            with opened_moment(catalog) as connection:
+                copy_pages(connection, copy)
+            with opened_copy(copy) as connection:
+                names = _builds(connection)
+            for name in names:
+                self._copy_build(name, folder, progress)
+            with opened_copy(copy) as connection:
+                for name in names:
+                    if not (folder / f"{name}.sqlite{_PACKED}").exists():
+                        connection.execute(_FORGET, name)
+                count = len(_builds(connection))
+            check_sound(copy)
+            packed(copy, folder / f"{_CATALOG}{_PACKED}")
+        return count
+
+    def _copy_build(self, name: BuildName, folder: Path, progress: Progress) -> None:
+        live = BuildFiles(self._directory).build(name)
+        progress(f"copying {name}")
+        plain = folder / live.name
+        try:
+            with opened_moment(live) as connection:
+                copy_pages(connection, plain)
+        except OperationFailed:
+            if live.exists():
+                raise
+            plain.unlink(missing_ok=True)  # it was removed meanwhile
+            return
+        with opened_copy(plain):
+            pass
+        check_sound(plain)
+        packed(plain, folder / f"{live.name}{_PACKED}")
 
     async def forget(self, manifest: Manifest) -> None:
         """As PartBackups: nothing is kept elsewhere."""
@@ -73,19 +105,11 @@ class SqliteReadModelBackups:
         """As ReadModelBackups."""
 
         def look() -> list[str]:
-            problems = []
             with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
                 _unpack_all(folder, manifest, Path(work))
-                for path in sorted(Path(work).iterdir()):
-                    try:
-                        check_sound(path)
-                    except OperationFailed as problem:
-                        problems.append(str(problem))
-                if not (Path(work) / _CATALOG).exists():
-                    problems.append("it has no catalog")
-            return problems
+                return _problems(Path(work))
 
-        return await asyncio.to_thread(look)
+        return await in_thread(look)
 
     async def stage(self, folder: Path, manifest: Manifest, progress: Progress) -> _StagedFolder:
         """As ReadModelBackups."""
@@ -104,7 +128,7 @@ class SqliteReadModelBackups:
             return staged
 
         progress("unpacking")
-        return _StagedFolder(await asyncio.to_thread(make), self._directory, clock=self._clock)
+        return _StagedFolder(await in_thread(make), self._directory, clock=self._clock)
 
 
 class _StagedFolder:
@@ -118,7 +142,7 @@ class _StagedFolder:
 
     async def switch(self) -> Switched:
         """As Staged."""
-        return await asyncio.to_thread(self._switch)
+        return await in_thread(self._switch)
 
     def _switch(self) -> Switched:
         kept = self._live.with_name(f"{self._live.name}.replaced-{self._clock.now():%Y%m%dT%H%M%SZ}")
@@ -135,10 +159,39 @@ class _StagedFolder:
 
     async def discard(self) -> None:
         """As Staged."""
-        await asyncio.to_thread(shutil.rmtree, self._staged, ignore_errors=True)
+        await in_thread(lambda: shutil.rmtree(self._staged, ignore_errors=True))
 
 
 def _unpack_all(folder: Path, manifest: Manifest, target: Path) -> None:
     for file in manifest.files:
         if file.name.endswith(_PACKED):
             unpacked(folder / file.name, target / file.name.removesuffix(_PACKED))
+
+
+def _builds(connection: sqlite3.Connection) -> list[BuildName]:
+    return [
+        BuildName(projection.decode(), version, generation)
+        for projection, version, generation in connection.execute(_BUILDS)
+    ]
+
+
+def _problems(folder: Path) -> list[str]:
+    """What is wrong with read models in a folder: each file by itself, and what the catalog says of them."""
+    if not (folder / _CATALOG).exists():
+        return ["it has no catalog"]
+    files = sorted(folder.glob("*.sqlite"))
+    problems = []
+    for path in files:
+        try:
+            check_sound(path)
+        except OperationFailed as problem:
+            problems.append(str(problem))
+    if problems:
+        return problems
+    address = f"file:{urllib.parse.quote(str(folder / _CATALOG))}?mode=ro"
+    with closing(sqlite3.connect(address, uri=True)) as connection:
+        connection.text_factory = bytes
+        named = {BuildFiles(folder).build(name).name for name in _builds(connection)}
+    there = {path.name for path in files} - {_CATALOG}
+    problems += [f"it lacks {name}, which its catalog names" for name in sorted(named - there)]
+    return problems + [f"its catalog does not name {name}" for name in sorted(there - named)]

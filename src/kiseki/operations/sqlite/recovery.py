@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import sqlite3
 import urllib.parse
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Contents
 from kiseki.operations.backup.port import Progress
+from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import BackupDamaged, BackupMissing
 from kiseki.operations.places.port import Place
-from kiseki.operations.sqlite.copying import unpacked
-from kiseki.operations.sqlite.increments import IncrementHeader, apply_increment, read_header
+from kiseki.operations.places.threads import in_thread
+from kiseki.operations.sqlite.copying import explained_full, move_file, unpacked
+from kiseki.operations.sqlite.increments import IncrementHeader, apply_increment, read_header, sha256_of
 from kiseki.operations.sqlite.journal import SqliteStagedJournal
-from kiseki.operations.sqlite.lines import Base, Line, fetched_base, read_lines
+from kiseki.operations.sqlite.lines import Base, Increment, Line, fetched_base, read_lines
 
 __all__ = ["JOURNAL_FILE", "recovered_journal"]
 
 JOURNAL_FILE: Final = "journal.db.gz"
-_AT_ONCE: Final = 200
+_AT_ONCE: Final = 100
 _CLAIMS: Final = "SELECT count(*) FROM claims"
+_INDEXES: Final = (
+    "CREATE INDEX recovering_claims ON claims (stream)",
+    "CREATE INDEX recovering_records ON idempotency (stream)",
+)
+"""What a stream holds is replaced by each increment: without them each would read all there is."""
+_NO_INDEXES: Final = ("DROP INDEX IF EXISTS recovering_claims", "DROP INDEX IF EXISTS recovering_records")
 
 
 async def recovered_journal(
@@ -41,99 +48,144 @@ async def recovered_journal(
 ) -> SqliteStagedJournal:
     """The newest journal that a place has, or that of the last copy before a time (UTC), staged beside the live one.
 
-    Raises BackupMissing, BackupDamaged, NoRoom, PlaceUnavailable.
+    Raises BackupMissing, BackupDamaged, which says up to when it is whole, NoRoom, PlaceUnavailable.
     """
     line, base = _chosen(await read_lines(place, what), until, place.label)
-    following = line.after(base, whole=until is None)
-    plain = work / "journal.db"
-    async with fetched_base(place, line.prefix, base) as (folder, contents):
-        progress("unpacking")
-        await asyncio.to_thread(unpacked, folder / JOURNAL_FILE, plain)
-    previous: str | None = None
-    applied: IncrementHeader | None = None
-    for start in range(0, len(following), _AT_ONCE):
-        names = [increment.name for increment in following[start : start + _AT_ONCE]]
-        progress(f"applying, {start:,} of {len(following):,} increments")
-        async with place.fetched(line.prefix, names) as folder:
-            headers = await asyncio.to_thread(_headers, folder, names, previous, until)
-            await asyncio.to_thread(_apply, plain, folder, names[: len(headers)])
-            if headers:
-                applied, previous = headers[-1]
-            if len(headers) < len(names):
-                break
-    if until is None:
-        if following and previous != line.head.last_sha256:
-            raise BackupDamaged(f"{line.prefix} does not end as it should; go back to a time before, with --until")
-        contents = line.head.contents
-    elif applied is not None:
-        contents = None
-    await asyncio.to_thread(_refuse_other_claims, plain, contents)
+    recovery = _Recovery(place, line, base, work / "journal.db", until)
+    contents = await recovery.run(progress)
 
     def put(path: Path) -> None:
-        plain.chmod(0o600)
-        plain.replace(path)
+        move_file(recovery.path, path)
 
-    return await SqliteStagedJournal.made(live, f"{clock.now():%Y%m%dT%H%M%S}", put, contents=contents, clock=clock)
+    return await SqliteStagedJournal.made(live, f"{clock.now():%Y%m%dT%H%M%SZ}", put, contents=contents, clock=clock)
 
 
 def _chosen(lines: Sequence[Line], until: datetime | None, label: str) -> tuple[Line, Base]:
     """The line and base to begin with. Raises BackupMissing."""
-    at = None if until is None else f"{until:%Y%m%dT%H%M%S}"
     for line in reversed(lines):
-        fitting = [base for base in line.bases if at is None or base.at <= at]
+        fitting = [base for base in line.bases if until is None or base.at <= until]
         if fitting:
             return line, fitting[-1]
     when = "" if until is None else f" of before {until:%Y-%m-%d %H:%M:%S} UTC"
     raise BackupMissing(f"{label} has no copy of the journal{when}; `kiseki backup list` shows what there is")
 
 
-def _headers(
-    folder: Path, names: Sequence[str], previous: str | None, until: datetime | None
-) -> list[tuple[IncrementHeader, str]]:
-    """The headers, with checksums, of those that are to be applied: whole steps of before a time."""
-    found: list[tuple[IncrementHeader, str]] = []
-    whole = 0
-    for name in names:
-        header = read_header(folder / name)
-        if until is not None and header.through > until:
-            break
-        if previous is not None and header.previous != previous:
-            raise BackupDamaged(
-                f"{name} does not follow what is before it: one was altered; go back to a time before, with --until"
-            )
-        with (folder / name).open("rb") as file:
-            previous = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append((header, previous))
-        if header.final:
-            whole = len(found)
-    return found if until is None else found[:whole]
+class _Recovery:
+    """One journal on its way: from a base, one increment after the other."""
 
+    def __init__(self, place: Place, line: Line, base: Base, path: Path, until: datetime | None) -> None:
+        self.path = path
+        self._place = place
+        self._line = line
+        self._base = base
+        head = line.head
+        # Up to a time after the last step is up to the end, which is known for sure.
+        self._to_the_end = until is None or (head is not None and until >= head.through)
+        self._until = None if self._to_the_end else until
+        self._whole_until: datetime | None = None
+        self._row = base.row
+        self._last = ""
+        self._contents: Contents | None = None
 
-def _apply(path: Path, folder: Path, names: Sequence[str]) -> None:
-    address = f"file:{urllib.parse.quote(str(path))}?mode=rw"
-    with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection:
-        # Nobody has it yet: it is synced once, when it gets its place.
-        connection.execute("PRAGMA synchronous=OFF")
-        connection.execute("PRAGMA journal_mode=MEMORY")
+    async def run(self, progress: Progress) -> Contents | None:
+        """Makes the file, and says what has to be in it, where that is known. Raises BackupDamaged."""
         try:
-            for name in names:
-                connection.execute("BEGIN")
-                apply_increment(connection, folder / name)
-                connection.execute("COMMIT")
-        except sqlite3.IntegrityError as problem:
+            return await self._run(progress)
+        except BackupDamaged as damage:
+            if self._whole_until is None:
+                raise BackupDamaged(
+                    f"{damage}: nothing from {self._base.at:%Y-%m-%d %H:%M:%S} UTC on can be put together; restore it "
+                    "with --until a time before, or restore a backup"
+                ) from damage
             raise BackupDamaged(
-                f"{name} does not fit to what is before it ({problem}); go back to a time before"
-            ) from problem
-        connection.execute("PRAGMA journal_mode=DELETE")
+                f"{damage}: the journal is whole up to {self._whole_until:%Y-%m-%dT%H:%M:%S.%fZ}; restore it with "
+                "--until that time, or restore a backup"
+            ) from damage
+
+    async def _run(self, progress: Progress) -> Contents | None:
+        async with fetched_base(self._place, self._line, self._base) as (folder, head):
+            progress("unpacking")
+            await in_thread(lambda: unpacked(folder / JOURNAL_FILE, self.path))
+        self._whole_until = self._base.at
+        self._contents, self._last = head.contents, head.last_sha256
+        following = self._following()
+        for start in range(0, len(following), _AT_ONCE):
+            progress(f"applying, {start:,} of {len(following):,} increments")
+            some = following[start : start + _AT_ONCE]
+            async with self._place.fetched(self._line.prefix, [increment.name for increment in some]) as folder:
+                await in_thread(partial(self._apply, folder, some, first=start == 0))
+        self._refuse_other_end()
+        await in_thread(self._finish)
+        return self._contents
+
+    def _following(self) -> Sequence[Increment]:
+        after = [increment for increment in self._line.increments if increment.row > self._base.row]
+        for number, increment in enumerate(after):
+            # Times may go back with a clock: the first that would be too late ends it.
+            if self._until is not None and increment.through > self._until:
+                return after[:number]
+        return after
+
+    def _apply(self, folder: Path, increments: Sequence[Increment], *, first: bool) -> None:
+        with self._connected() as connection:
+            if first:
+                for statement in _INDEXES:
+                    connection.execute(statement)
+            connection.execute("BEGIN")
+            for increment in increments:
+                if increment.after != self._row:
+                    raise BackupDamaged(f"{self._line.prefix} lacks what came after row {self._row:,}")
+                path = folder / increment.name
+                header = _checked_header(path, increment, self._last)
+                try:
+                    apply_increment(connection, path)
+                except sqlite3.IntegrityError as problem:
+                    raise BackupDamaged(f"{increment.name} does not fit to what is before it ({problem})") from problem
+                self._row, self._last, self._contents = increment.row, sha256_of(path), header.contents
+                if header.contents is not None:
+                    self._whole_until = increment.through
+            connection.execute("COMMIT")
+
+    def _refuse_other_end(self) -> None:
+        head = self._line.head
+        if self._row > self._base.row and self._contents is None:
+            raise BackupDamaged(f"{self._line.prefix} lacks what came after row {self._row:,}, in the middle of a step")
+        if not self._to_the_end:
+            return
+        if head is None and self._line.increments:
+            raise BackupDamaged(f"{self._line.prefix}/head.json was altered or is missing, so nobody knows the end")
+        if head is not None and (self._row, self._last) != (head.row, head.last_sha256):
+            raise BackupDamaged(f"{self._line.prefix} does not end as it should, with row {head.row:,}")
+
+    def _finish(self) -> None:
+        with self._connected() as connection:
+            for statement in _NO_INDEXES:
+                connection.execute(statement)
+            connection.execute("PRAGMA journal_mode=DELETE")
+            (claims,) = connection.execute(_CLAIMS).fetchone()
+        if self._contents is not None and claims != self._contents.claims:
+            raise BackupDamaged(
+                f"what was put together has {claims:,} claims and should have {self._contents.claims:,}"
+            )
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        address = f"file:{urllib.parse.quote(str(self.path))}?mode=rw"
+        with (
+            explained_room(self.path.parent, "make room there"),
+            explained_full(self.path.parent),
+            closing(sqlite3.connect(address, uri=True, isolation_level=None)) as connection,
+        ):
+            # Nobody has it yet: it is synced once, when it gets its place.
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("PRAGMA journal_mode=MEMORY")
+            yield connection
 
 
-def _refuse_other_claims(path: Path, contents: Contents | None) -> None:
-    if contents is None:
-        return
-    with closing(sqlite3.connect(f"file:{urllib.parse.quote(str(path))}?mode=ro", uri=True)) as connection:
-        (claims,) = connection.execute(_CLAIMS).fetchone()
-    if claims != contents.claims:
-        raise BackupDamaged(
-            f"what was put together has {claims:,} claims and should have {contents.claims:,}; restore a backup, or go "
-            "back to a time before"
-        )
+def _checked_header(path: Path, increment: Increment, last: str) -> IncrementHeader:
+    header = read_header(path)
+    if (header.after, header.row, header.through) != (increment.after, increment.row, increment.through):
+        raise BackupDamaged(f"{path.name} is another one than its name says")
+    if header.previous != last:
+        raise BackupDamaged(f"{path.name} does not follow what is before it: one of the two was altered")
+    return header

@@ -1,0 +1,57 @@
+"""Removing what is over the retention from lines of protection. For the protection of journals and of key stores."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from kiseki.operations.places.port import Place
+from kiseki.operations.sqlite.lines import LEEWAY, Base, Line, read_lines, whole_bases
+
+__all__ = ["prune_covered", "prune_strictly"]
+
+
+async def prune_covered(place: Place, what: str, cutoff: datetime) -> int:
+    """Removes what no time since `cutoff` needs; how many things. A base is needed until a whole one of a later step is
+    older than that, so the last whole one stays, whatever its age."""
+    lines = await read_lines(place, what)
+    whole = {line.prefix: await whole_bases(place, line) for line in lines}
+    bases = [(line, base) for line in lines for base in line.bases]
+    # From the last one that serves every time since the cutoff. Without any, nothing goes.
+    serving = [
+        number for number, (line, base) in enumerate(bases) if base.at <= cutoff and base.name in whole[line.prefix]
+    ]
+    if not serving:
+        return 0
+    needed = bases[serving[-1] :]
+    return await _keep(place, lines, needed, older_than=None)
+
+
+async def prune_strictly(place: Place, what: str, cutoff: datetime, now: datetime) -> int:
+    """Removes everything of before `cutoff`, even the last base; how many things. What says that it is of the future is
+    of a clock that was wrong, so nobody knows its age: it goes too."""
+    lines = await read_lines(place, what)
+    young = [(line, base) for line in lines for base in line.bases if cutoff <= base.at <= now + LEEWAY]
+    return await _keep(place, lines, young, older_than=cutoff)
+
+
+async def _keep(
+    place: Place, lines: list[Line], needed: list[tuple[Line, Base]], *, older_than: datetime | None
+) -> int:
+    removed = 0
+    for line in lines:
+        kept = [base for there, base in needed if there.prefix == line.prefix]
+        if not kept:
+            # A line that is being begun has no head yet; it is the last, and its base is needed.
+            await place.remove(line.prefix)
+            removed += 1 + len(line.increments)
+            continue
+        for base in line.bases:
+            if base not in kept:
+                await place.remove(f"{line.prefix}/{base.name}")
+                removed += 1
+        first = min(base.row for base in kept)
+        for increment in line.increments:
+            if increment.row <= first or (older_than is not None and increment.through < older_than):
+                await place.remove(f"{line.prefix}/{increment.name}")
+                removed += 1
+    return removed
