@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.projection.pause import happens
 from kiseki.projection.port import BuildCatalog, BuildState
 from kiseki.projection.projection import Projection
 from kiseki.projection.runner import BuildOwned
@@ -22,6 +24,8 @@ from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
 
 __all__ = ["BuildsInUse", "catch_up", "forget_builds", "replay_erasures"]
+
+_LOOK: Final = 0.5
 
 
 class BuildsInUse(KisekiError):
@@ -34,7 +38,8 @@ async def replay_erasures(
     application: Application, settings: Settings, stores: Stores, *, everything: bool
 ) -> ReplayReport:
     """Brings every erasure into force, and applies what that makes. Raises as ErasureReplay.run."""
-    following = asyncio.create_task(_follow(application, settings, stores))
+    stop = asyncio.Event()
+    following = asyncio.create_task(_follow(application, settings, stores, stop))
     try:
         replay = erasure_replay(application, stores, clock=SystemClock(), telemetry=NoTelemetry())
         run = asyncio.create_task(replay.run(everything=everything))
@@ -44,8 +49,8 @@ async def replay_erasures(
             await following
         return await run
     finally:
-        # Awaited, so that it owns no projection any more when somebody else is to.
-        following.cancel()
+        # Not cancelled: what is cancelled while it takes a projection lets go of it a little later.
+        stop.set()
         await asyncio.wait([following])
 
 
@@ -81,9 +86,9 @@ async def forget_builds(builds: BuildCatalog) -> int:
     return len(found)
 
 
-async def _follow(application: Application, settings: Settings, stores: Stores) -> None:
-    """Ends never, unless something is wrong."""
-    while True:
+async def _follow(application: Application, settings: Settings, stores: Stores, stop: asyncio.Event) -> None:
+    """Ends when it is told to, or when something is wrong."""
+    while not stop.is_set():
         for projection in application.projections:
             await catch_up(application, [projection], settings, stores)
-        await asyncio.sleep(0.5)
+        await happens(stop, _LOOK)
