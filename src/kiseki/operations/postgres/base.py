@@ -94,10 +94,11 @@ class Bases:
             with explained_room(folder, "make room there"):
                 data = folder / "data"
                 progress("base backup")
+                # Not synced: what lasts is the packed file.
                 await programs.run(
                     take,
                     [f"--pgdata={data}", "--wal-method=stream", "--checkpoint=fast", "--manifest-checksums=SHA256",
-                     "--no-password"],
+                     "--no-sync", "--no-password"],
                     address=address,
                 )  # fmt: skip
                 with explained_server(address, "the base backup"):

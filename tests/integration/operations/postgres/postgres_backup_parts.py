@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -90,8 +91,9 @@ async def writing(address: PostgresAddress) -> AsyncIterator[list[str]]:
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder that other accounts can reach: a server does not run as root."""
-    with tempfile.TemporaryDirectory(prefix="kpb-") as name:
+    """A folder that other accounts can reach, since a server does not run as root; in memory where that is a disk."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+    with tempfile.TemporaryDirectory(prefix="kpb-", dir=base) as name:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder

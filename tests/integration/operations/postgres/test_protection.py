@@ -240,28 +240,30 @@ async def test_a_file_that_is_missing_or_altered_is_found(server: PostgresServer
             server.sql("SELECT pg_switch_wal()")
         await fill(address, 2, after=3)
         await protection.step(nothing)
+        # On another machine, that has nothing in its spool.
+        elsewhere = protection_of(server, address, folder, spool=folder / "none")
         log = sorted((folder / "place/cluster-increments").rglob("*.gz"))
         whole = [path for path in log if path.name[24] == "-"]
         assert len(whole) >= 3
         held = whole[1].read_bytes()
         whole[1].write_bytes(held[:-20])
         with pytest.raises(BackupDamaged, match="truncated or altered"):
-            await protection.recover(work_in(folder), nothing)
+            await elsewhere.recover(work_in(folder), nothing)
         whole[1].unlink()
         with pytest.raises(BackupDamaged, match=f"lacks {whole[1].name[:24]}"):
-            await protection.recover(work_in(folder), nothing)
+            await elsewhere.recover(work_in(folder), nothing)
         whole[1].write_bytes(held)
         partial = next(path for path in log if ".partial" in path.name)
         last = partial.read_bytes()
         partial.unlink()
         with pytest.raises(BackupDamaged, match="its newest file"):
-            await protection.recover(work_in(folder), nothing)
+            await elsewhere.recover(work_in(folder), nothing)
         partial.write_bytes(last)
         base = next((folder / "place/cluster").rglob("base.tar.gz"))
         content = base.read_bytes()
         base.write_bytes(content[:-1])
         with pytest.raises(BackupDamaged, match=r"base backup .* is truncated"):
-            await protection.recover(work_in(folder), nothing)
+            await elsewhere.recover(work_in(folder), nothing)
         base.write_bytes(content)
         assert all(list(work.iterdir()) == [] for work in folder.glob("work-*"))
         whole[1].unlink()
