@@ -165,10 +165,11 @@ class Settings(BaseSettings):
         None, gt=0, le=3_650, description="Days that backups are kept; 30 with DynamoDB, else 7."
     )
     backup_private_days: float = Field(
-        7.0,
+        6.0,
         gt=0,
         le=7,
-        description="Days that backups of keys and read models are kept: at most 7, so that the erased go.",
+        description="Days that copies of keys and read models are kept: with a prune a day they are gone within 7, as "
+        "promised to the erased.",
     )
     backup_base: bool = Field(False, description="PostgreSQL: base backups of the cluster, besides dumps.")
     protection_interval: float = Field(
