@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets as random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -108,7 +108,7 @@ async def writer_lease(
     return WriterLease(
         await open_lease_store(settings, secrets),
         site=settings.site,
-        writer=f"{socket.gethostname()[:60]}-{os.getpid()}-{random.token_hex(4)}",
+        writer=f"{socket.gethostname()[:60]}-{os.getpid()}-{token_hex(4)}",
         seconds=settings.lease_seconds,
         clock=elapsed_clock,
         now=clock.now,
