@@ -144,6 +144,10 @@ def unpacked(source: Path, target: Path) -> None:
                 shutil.copyfileobj(compressed, plain, _CHUNK)
         except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
             raise BackupDamaged(f"{source.name} is damaged or cut short; use another backup") from problem
+        except FileNotFoundError as problem:
+            raise BackupDamaged(f"the backup lacks {source.name}; use another one") from problem
+        if plain.tell() == 0:  # which SQLite would take for a new database
+            raise BackupDamaged(f"{source.name} is damaged or cut short; use another backup")
         plain.flush()
         os.fsync(descriptor)
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import datetime
 from pathlib import Path
@@ -166,14 +166,17 @@ class KillingPlace(FolderPlace):
 
 _CHILD = """
 import asyncio
-from pathlib import Path
 from {module} import {function}
-asyncio.run({function}({arguments}))
+done = {function}({arguments})
+if done is not None:
+    asyncio.run(done)
 """
 
 
-async def child(function: Callable[..., Awaitable[None]], *arguments: str | int) -> asyncio.subprocess.Process:
-    """A process that runs an async function of a test module; it talks by lines on its standard output."""
+async def child(
+    function: Callable[..., Coroutine[Any, Any, None] | None], *arguments: str | int
+) -> asyncio.subprocess.Process:
+    """A process that runs a function of a test module; it talks by lines on its standard output."""
     script = _CHILD.format(
         module=function.__module__, function=function.__name__, arguments=", ".join(map(repr, arguments))
     )
