@@ -36,6 +36,7 @@ class Cut:
         self._open.set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -48,8 +49,11 @@ class Cut:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        self._ended = True
+        self._open.set()
         for task in self._tasks:
             task.cancel()
+        await asyncio.sleep(0)
 
     def cut(self) -> None:
         """From now on bytes are swallowed, those under way too."""
@@ -61,6 +65,9 @@ class Cut:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._open.wait()
+        if self._ended:
+            writer.close()
+            return
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
         for source, sink in ((reader, there_writer), (there_reader, writer)):
             task = asyncio.create_task(self._pass_on(source, sink))

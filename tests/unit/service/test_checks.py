@@ -365,3 +365,24 @@ def test_each_kind_of_process_is_refused_for_what_it_runs(
     assert ("rate_store: " in told) is kind.endswith("-api")
     assert "master_key.default: " in told
     assert not (tmp_path / "data").exists()
+
+
+SITES = {"primary_region": "eu-west-1", "secondary_region": "eu-central-1", "site": "eu-west-1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lease": ""}, "no lease says which of them writes"),
+        ({"lease": "dynamodb://shop?region=eu-central-1"}, "in one of the two regions"),
+        ({"lease": "/srv/shop/data/lease", "data_dir": Path("/srv/shop/data")}, "in data_dir"),
+        ({"lease": "/mnt/witness", "site": "us-east-1"}, "site has to be eu-west-1 or eu-central-1"),
+        ({"lease": "/mnt/witness", "lease_seconds": 10}, "an append may take longer"),
+        ({"lease": "/mnt/witness"}, None),
+        ({"lease": "dynamodb://shop?region=eu-north-1"}, None),
+    ],
+)
+def test_two_sites_need_a_lease_that_neither_takes_with_it(given: dict[str, Any], says: str | None) -> None:
+    settings = Settings(profile="production", **{**SITES, **given})
+    found = [one.problem for one in findings(settings, {}) if one.name.startswith("lease")]
+    assert [says in problem for problem in found] == [True] if says else found == []
