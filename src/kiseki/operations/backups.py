@@ -70,7 +70,7 @@ class Backups:
     @property
     def parts(self) -> Sequence[Part]:
         """The parts that have a place."""
-        return [part for part in Part if getattr(self.settings, _SETTINGS[part])]
+        return [part for part in Part if self._where(part)]
 
     def catalog(self, part: Part) -> Catalog:
         """The backups of a part. Raises BackupRefused when no place is named."""
@@ -79,7 +79,7 @@ class Backups:
     def place(self, part: Part) -> Place:
         """Where the backups of a part are. Raises BackupRefused, SettingsError."""
         setting = _SETTINGS[part]
-        text = getattr(self.settings, setting)
+        text = self._where(part)
         if not text:
             raise BackupRefused(
                 f"{setting} is not set, so there is no place for backups of {part}; set it to a folder or to "
@@ -89,6 +89,15 @@ class Backups:
             place = self._places[setting] = open_place(text, setting=setting)
             self._opened.push_async_callback(place.close)
         return self._places[setting]
+
+    def _where(self, part: Part) -> str:
+        match part:
+            case Part.KEYS:
+                return self.settings.backup_keys
+            case Part.READ_MODELS:
+                return self.settings.backup_read_models
+            case _:
+                return self.settings.backup
 
     def days(self, part: Part) -> float:
         """How long backups of a part are kept."""

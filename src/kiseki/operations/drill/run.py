@@ -36,7 +36,6 @@ __all__ = ["DrillPlan", "run_drill"]
 _FIRST_ANSWER: Final = 60.0
 _BASE_SECONDS: Final = 3_600.0
 _LOOK: Final = 0.5
-_PROBE_EVERY: Final = 5.0
 _PROBE_FAILURES: Final = 3
 
 
@@ -52,6 +51,8 @@ class DrillPlan(NamedTuple):
     shortest: float
     longest: float
     """Between these, in seconds, lies the random time from the first whole copy to the destruction."""
+    probe_every: float = 5.0
+    """Seconds between two looks of the probe; three bad ones in a row are a disaster."""
 
 
 class _Recovered(NamedTuple):
@@ -78,7 +79,7 @@ async def run_drill(system: DrillSystem, ports: Ports, plan: DrillPlan, progress
         ending.callback(load.stop)
         if not await asyncio.to_thread(load.wait_first, _FIRST_ANSWER):
             raise OperationFailed("the drill's service acknowledges no command; look into service.log")
-        probe = _probe(ports, plan.folder)
+        probe = _probe(ports, plan)
         ending.push_async_callback(probe.kill)
         await probe.start(piped=True)
         await probe_changes(probe, up=True)
@@ -136,11 +137,11 @@ async def run_drill(system: DrillSystem, ports: Ports, plan: DrillPlan, progress
         )
 
 
-def _probe(ports: Ports, logs: Path) -> DrillProcess:
+def _probe(ports: Ports, plan: DrillPlan) -> DrillProcess:
     command = [sys.executable, "-m", "kiseki", "dr", "probe", f"http://127.0.0.1:{ports.management}/ready"]
     command += [f"http://127.0.0.1:{port}/api/health" for port in (ports.command, ports.query)]
-    command += ["--every", f"{_PROBE_EVERY:g}", "--failures", f"{_PROBE_FAILURES}", "--json"]
-    return DrillProcess("probe", command, {}, logs / "probe.log")
+    command += ["--every", f"{plan.probe_every:g}", "--failures", f"{_PROBE_FAILURES}", "--json"]
+    return DrillProcess("probe", command, {}, plan.folder / "probe.log")
 
 
 async def _until_protected(system: DrillSystem, protection: DrillProcess, *, after: datetime) -> None:
