@@ -15,11 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-import asyncpg
-
 from kiseki.clients.postgres import PostgresAddress, PostgresConnection
-from kiseki.journal.postgres.feed import Place as FeedPlace
-from kiseki.journal.postgres.feed import read_head
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Manifest
@@ -37,13 +33,13 @@ from kiseki.operations.postgres.cluster import (
     remove_slot,
     slot_of,
 )
+from kiseki.operations.postgres.counting import commits_between, feed_head
 from kiseki.operations.postgres.programs import PostgresPrograms
 from kiseki.operations.postgres.receiver import LOST, WalReceiver
 from kiseki.operations.postgres.recovery import recovered
 from kiseki.operations.postgres.session import explained_server, session
 from kiseki.operations.postgres.spool import Spool
 from kiseki.operations.postgres.stored_log import StoredLog, newest_head
-from kiseki.operations.postgres.wal import Head
 from kiseki.operations.protect.port import Protected
 
 __all__ = ["PRIVATE_DAYS", "PostgresProtection"]
@@ -56,15 +52,12 @@ _BASE_EVERY: Final = timedelta(days=1)
 """Then a new base is made beside the steps; after twice as long by a step itself, for those who run single steps."""
 _LEEWAY: Final = timedelta(minutes=5)
 _RECEIVE_SECONDS: Final = 60.0
+_FREE_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.02
 _FAILURES: Final = 3
 """In a row, of the receiver: then a step fails with the cause."""
 _BEHIND: Final = 1 << 30
 """Bytes of log that a slot may hold back before somebody is told."""
-_NEW: Final = """
-    SELECT count(*) FROM commits
-    WHERE (epoch, xid, position) > ($1, $2, $3) AND (epoch, xid, position) <= ($4, $5, $6)
-"""
 
 
 class PostgresProtection:
@@ -116,30 +109,30 @@ class PostgresProtection:
         with explained_server(self._address, "protecting the cluster"):
             async with session(self._address) as connection:
                 cluster = await cluster_of(connection, self._address)
-                holds = await private_parts(cluster.system, self._ledger, self._private)
                 program = await self._programs.find("pg_receivewal", at_least=cluster.major)
                 stored = StoredLog(self._place, cluster.system, cluster.timeline, cluster.segment)
                 base = await self._usable_base(connection, cluster, stored)
                 if base is None:
+                    await self._private_parts(cluster)
                     progress("beginning anew")
                     await self._begin_anew(connection, cluster)
                 await self.receiver.begin(program, segment=cluster.segment)
                 made = base is None or self._age(base) >= _BASE_EVERY * 2
                 if base is None or made:
-                    base = await self._make_base(cluster, holds, progress)
+                    base = await self._make_base(cluster, progress)
                 elif self._age(base) >= _BASE_EVERY and self._basing is None:
                     # It may take hours, and what is new goes on being copied meanwhile.
-                    self._basing = asyncio.create_task(self._make_base(cluster, holds, lambda _: None))
+                    self._basing = asyncio.create_task(self._make_base(cluster, lambda _: None))
                 before = await stored.head()
                 _, drained = await stored.ship(self._spool, whole=True)
                 mark = await mark_of(connection)
-                feed = await self._feed_head(connection)
+                feed = await feed_head(connection)
                 await self._received(connection, cluster, mark)
                 progress("copying the log")
                 file, copied = await stored.ship(self._spool)
                 await stored.chain(first_segment(base))
                 await stored.set_head(mark, file, feed)
-                commits = await self._counted(connection, before, feed)
+                commits = await commits_between(connection, before, feed)
         if self._basing is not None and self._basing.done():
             basing, self._basing = self._basing, None
             made = bool(await basing)
@@ -148,7 +141,12 @@ class PostgresProtection:
     def _age(self, base: Manifest) -> timedelta:
         return self._clock.now() - base.finished_at
 
-    async def _make_base(self, cluster: Cluster, holds: Sequence[str], progress: Progress) -> Manifest:
+    async def _private_parts(self, cluster: Cluster) -> tuple[str, ...]:
+        # When a base is made, and not at each step: their servers may be away while this one is to be protected.
+        return await private_parts(cluster.system, self._ledger, self._private)
+
+    async def _make_base(self, cluster: Cluster, progress: Progress) -> Manifest:
+        holds = await self._private_parts(cluster)
         return await self._bases.make(
             self._address,
             self._programs,
@@ -189,13 +187,14 @@ class PostgresProtection:
 
     async def _free_slot(self, connection: PostgresConnection) -> None:
         try:
-            async with asyncio.timeout(_RECEIVE_SECONDS):
+            async with asyncio.timeout(_FREE_SECONDS):
                 # Of a receiver that was just ended; another one's is refused below.
                 while (slot := await slot_of(connection, self.slot)) and slot.active:  # noqa: ASYNC110  # the server's
                     await asyncio.sleep(_LOOK_SECONDS)
         except TimeoutError:
-            raise OperationFailed(
-                f"the replication slot {self.slot} on {self._address.label} is in use by another process; end it first"
+            raise OperatorBusy(
+                f"another process receives the log of {self._address.label} through the slot {self.slot}; end it, or "
+                "let it go on alone"
             ) from None
         await remove_slot(connection, self.slot)
 
@@ -232,19 +231,6 @@ class PostgresProtection:
                 self._address.label,
                 self.slot,
             )
-
-    async def _feed_head(self, connection: PostgresConnection) -> FeedPlace:
-        try:
-            return await read_head(connection)
-        except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
-            return FeedPlace(0, 0, 0)  # the cluster is worth protecting all the same
-
-    async def _counted(self, connection: PostgresConnection, before: Head | None, newest: FeedPlace) -> int:
-        if newest == FeedPlace(0, 0, 0):
-            return 0
-        known = FeedPlace(*map(int, before.feed.split("."))) if before is not None else FeedPlace(0, 0, 0)
-        counted: int = await connection.fetchval(_NEW, *known, *newest)
-        return counted
 
     async def _rescue(self) -> bool:
         """Copies what was received after the last step, of a server that does not answer; whether there was something.

@@ -70,7 +70,7 @@ async def session(address: PostgresAddress, *, lock_timeout: float = 5.0) -> Asy
         application=APPLICATION,
         statement_timeout=_DAY,
         lock_timeout=lock_timeout,
-        settings={"idle_in_transaction_session_timeout": "0"},
+        settings={"idle_in_transaction_session_timeout": "0", "idle_session_timeout": "0"},
     )
     try:
         yield connection

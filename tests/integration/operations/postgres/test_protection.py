@@ -219,6 +219,11 @@ async def test_a_step_goes_on_after_an_earlier_process(server: PostgresServer, f
         assert (await protection.step(nothing)).base
         with pytest.raises(OperatorBusy, match="another process protects"):
             await protection_of(server, address, folder).step(nothing)
+        elsewhere = protection_of(server, address, folder, spool=folder / "another machine's")
+        with pytest.raises(OperatorBusy, match="another process receives"):
+            await elsewhere.step(nothing)
+        await elsewhere.close()
+        await protection.step(nothing)
     await fill(address, 10)
     server.sql("SELECT pg_switch_wal()")
     await fill(address, 10, after=1)
@@ -349,12 +354,16 @@ async def test_private_stores_and_the_ledger(server: PostgresServer, folder: Pat
     async with protecting(server, address, folder, ledger=address) as protection:
         with pytest.raises(BackupRefused, match="erasure ledger"):
             await protection.step(nothing)
+    assert server.sql("SELECT count(*) FROM pg_replication_slots") == "0"
     private = [("keys", address), ("read models", elsewhere)]
     async with protecting(server, address, folder, ledger=elsewhere, private=private, days=30) as protection:
         await protection.step(nothing)
         manifest = next((folder / "place/cluster").rglob("manifest.json")).read_text()
         assert '"holds": "keys"' in manifest
         assert '"days": "7"' in manifest
+    gone = PostgresAddress.parse("postgresql://a@127.0.0.1:1/b", schema="kiseki_erasures")
+    async with protecting(server, address, folder, ledger=gone, private=private) as protection:
+        assert not (await protection.step(nothing)).base
 
 
 async def test_what_forbids_it_is_one_line(server: PostgresServer, folder: Path) -> None:
