@@ -40,7 +40,10 @@ OTHER_WORDS = {
     "kiseki_keys",
     "kiseki_read_models",
     "kiseki_tls_expires_seconds",
+    "max_slot_wal_keep_size",
     "min_decryption_version",
+    "pg_dump",
+    "pg_receivewal",
     "synchronous_commit",
 }
 FOLDERS = ("docs", "src", "tests", "tools", "examples", "schema", "benchmarks", "requirements")
