@@ -111,9 +111,11 @@ class AwsJsonClient:
         connections: int = 32,
         attempt_timeout: float = 2.0,
         deadline: float = 6.0,
+        content_type: str = _CONTENT_TYPE,
     ) -> None:
         """`service` as in a scope of signatures, `target` what stands before an operation in X-Amz-Target. At most
-        `connections` requests run at once, others wait. Times in seconds: of one try, and of a call with all."""
+        `connections` requests run at once, others wait. Times in seconds: of one try, and of a call with all.
+        `content_type` as the version of JSON wants it that the service speaks."""
         self.name = f"{service} in {region}"
         domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
         url = endpoint or f"https://{service}.{region}.{domain}"
@@ -123,7 +125,7 @@ class AwsJsonClient:
         self._connections = connections
         self._attempt_timeout = attempt_timeout
         self._deadline = deadline
-        self._signer = Signer(region=region, service=service, content_type=_CONTENT_TYPE)
+        self._signer = Signer(region=region, service=service, content_type=content_type)
         self._credentials = AwsCredentials(region=region)
         self._slots = asyncio.Semaphore(connections)
         self._circuit = Circuit(clock=time.monotonic)

@@ -20,7 +20,16 @@ import msgspec
 from kiseki.clients.dynamodb import CancellationReason, ConditionFailed, DynamoDbClient, TransactionCanceled
 from kiseki.journal.decisions import conflict
 from kiseki.journal.dynamodb.explain import explained
-from kiseki.journal.dynamodb.held import KEY, ClaimAction, claim_actions, claim_put, record_key, record_of, record_put
+from kiseki.journal.dynamodb.held import (
+    KEY,
+    ClaimAction,
+    changed_claims,
+    claim_actions,
+    claim_put,
+    record_key,
+    record_of,
+    record_put,
+)
 from kiseki.journal.dynamodb.items import (
     CommitItem,
     commit_item,
@@ -117,9 +126,10 @@ class Appender:
     ) -> Landed:
         """As `Journal.append` says, for a commit that is within the limits of all stores. Raises what that raises."""
         document = document_bytes(commit)
-        item = partial(commit_item, commit, document, written_at=self._aws_time())
+        actions = claim_actions(claims)
+        item = partial(commit_item, commit, document, written_at=self._aws_time(), claims=changed_claims(actions))
         stored = item() if len(document) < _IN_THREAD_FROM else await asyncio.to_thread(item)
-        wish = _Wish(commit, stored, claim_actions(claims), idempotency)
+        wish = _Wish(commit, stored, actions, idempotency)
         if len(wish.actions) + (idempotency is not None) >= _TRANSACTION_ITEMS:
             raise CommitTooLarge(
                 f"{commit.stream}: {len(wish.actions)} claims in one commit; a DynamoDB transaction holds "

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from kiseki.clients.dynamodb import DynamoDbClient, DynamoDbRefused
+from kiseki.clients.dynamodb_generations import is_generation
 from kiseki.clients.errors import NotMigrated
 from kiseki.journal.dynamodb.explain import explained
 from kiseki.journal.dynamodb.items import BY_SLICE
@@ -124,7 +125,7 @@ class ChangeStream:
             arn=arn,
             life=hashlib.blake2b(f"{arn} {table.get('TableId', '')}".encode(), digest_size=8).hexdigest(),
             made_at=made_at,
-            is_whole=together and not table.get("RestoreSummary"),
+            is_whole=together and not table.get("RestoreSummary") and not is_generation(self._client.address),
             has_index=any(
                 each.get("IndexName") == BY_SLICE and each.get("IndexStatus") == "ACTIVE" for each in indexes
             ),

@@ -7,12 +7,12 @@ be mistaken for one another; records end by themselves (TTL), claims have no end
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from kiseki.journal.dynamodb.items import moment_of, number_of, text_of, timestamp
-from kiseki.journal.port import ClaimChange, IdempotencyRecord
+from kiseki.journal.port import ClaimChange, CorruptJournal, IdempotencyRecord
 from kiseki.journal.transfer.transferable import HeldClaim
 
 __all__ = [
@@ -22,6 +22,9 @@ __all__ = [
     "MARK",
     "RECORDS",
     "ClaimAction",
+    "HeldClaimKey",
+    "changed_claims",
+    "changed_claims_of",
     "claim_actions",
     "claim_key",
     "claim_put",
@@ -42,6 +45,13 @@ RECORDS: Final = "idempotency#"
 """How the keys of claims and of idempotency records begin."""
 
 _NAMES: Final = {"#key": KEY}
+
+
+class HeldClaimKey(NamedTuple):
+    """A value that can be held within a scope."""
+
+    scope: str
+    digest: str
 
 
 class ClaimAction(NamedTuple):
@@ -82,6 +92,31 @@ def claim_actions(changes: Iterable[ClaimChange]) -> list[ClaimAction]:
         takes = change.take or (before is not None and before.takes)
         actions[value] = ClaimAction(change.scope, change.digest, takes, change.take)
     return list(actions.values())
+
+
+def changed_claims(actions: Sequence[ClaimAction]) -> dict[str, Any] | None:
+    """The attribute of a commit's item that says what the commit does to claims; None when it does nothing."""
+    if not actions:
+        return None
+    return {
+        "L": [
+            {"M": {"scope": {"S": each.scope}, "digest": {"S": each.digest}, "holds": {"BOOL": each.holds}}}
+            for each in actions
+        ]
+    }
+
+
+def changed_claims_of(attribute: Mapping[str, Any]) -> list[tuple[HeldClaimKey, bool]]:
+    """Of each value that a commit changed, whether its stream holds it afterwards. Raises CorruptJournal."""
+    try:
+        return [
+            (HeldClaimKey(each["M"]["scope"]["S"], each["M"]["digest"]["S"]), bool(each["M"]["holds"]["BOOL"]))
+            for each in attribute["L"]
+        ]
+    except (KeyError, TypeError) as problem:
+        raise CorruptJournal(
+            "an item of the journal has claims that can't be read; run `kiseki journal verify`"
+        ) from problem
 
 
 def claim_put(table: str, stream: str, action: ClaimAction) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from kiseki.journal.port import Commit, CommitTooLarge, CorruptJournal
 
 __all__ = [
     "BY_SLICE",
+    "CHANGED_CLAIMS",
     "INDEX_KEY",
     "ITEM_BYTES",
     "SLICES",
@@ -44,6 +45,8 @@ BY_SLICE: Final = "by-slice"
 """The index by time of writing: keys only, hash key `slice`, range key `INDEX_KEY`."""
 INDEX_KEY: Final = "committed-at-id"
 """`<time>#<commit-id>`. The time is that of `indexed_at`; for all but imported commits it is when they were made."""
+CHANGED_CLAIMS: Final = "claims"
+"""What a commit does to claims. Only a restore reads it, whose copies of the two tables are not of one moment."""
 ITEM_BYTES: Final = 400 * 1024
 """The most that DynamoDB keeps in one item, attribute names included."""
 
@@ -91,10 +94,17 @@ def document_bytes(commit: Commit) -> bytes:
     return encode_commit(commit.metadata, commit.events)
 
 
-def commit_item(commit: Commit, document: bytes, *, written_at: datetime | None = None) -> CommitItem:
+def commit_item(
+    commit: Commit,
+    document: bytes,
+    *,
+    written_at: datetime | None = None,
+    claims: Mapping[str, Any] | None = None,
+) -> CommitItem:
     """The item of a commit; large documents are compressed, which may take 10 ms for each megabyte.
 
-    `written_at` is AWS's time now; when it is not given, the commit is written when it is made.
+    `written_at` is AWS's time now; when it is not given, the commit is written when it is made. `claims` is the
+    attribute that says what it does to claims, as `held` writes it.
 
     Raises CommitTooLarge when it is over what DynamoDB keeps in one item.
     """
@@ -118,6 +128,8 @@ def commit_item(commit: Commit, document: bytes, *, written_at: datetime | None 
     else:
         item["document"] = {"B": base64.b64encode(packed).decode("ascii")}
         item["compression"] = {"S": "zlib"}
+    if claims:
+        item[CHANGED_CLAIMS] = dict(claims)
     size = item_bytes(item)
     if size > ITEM_BYTES:
         raise CommitTooLarge(f"{stream}: {size} compressed bytes in one commit; a DynamoDB item holds {ITEM_BYTES}")
