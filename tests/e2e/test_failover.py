@@ -132,15 +132,15 @@ data_dir = "{data}"
         self.configs[site] = self.folder / f"{site}.toml"
         self.configs[site].write_text(text)
 
-    def service(self, site: str) -> Service:
-        """Starts a site's command API."""
-        service = Service(self.folder / site, "--config", str(self.configs[site]), kind="command-api")
+    def service(self, site: str, kind: str) -> Service:
+        """Starts a site's process."""
+        service = Service(self.folder / site, "--config", str(self.configs[site]), kind=kind)
         service.start()
         self.services[site] = service
         return service
 
-    async def run(self, *arguments: str, site: str = "osaka", kill: float | None = None) -> tuple[int, str, str]:
-        """A command of `kiseki dr` at a site: exit code, output, progress. `kill`: SIGKILL after so many seconds."""
+    async def run(self, *arguments: str, site: str = "osaka", kill: str = "") -> tuple[int, str, str]:
+        """A command of `kiseki dr` at a site: exit code, output, progress. `kill`: SIGKILL when it says that."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KISEKI_")}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kiseki", "dr", *arguments, "--config", str(self.configs[site])),
@@ -148,13 +148,15 @@ data_dir = "{data}"
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        if kill is not None:
-            try:
-                await asyncio.wait_for(process.wait(), kill)
-            except TimeoutError:
-                process.kill()
+        said = b""
+        if kill:
+            assert process.stderr is not None
+            async with asyncio.timeout(PATIENCE):
+                while kill.encode() not in said and not process.stderr.at_eof():
+                    said += await process.stderr.readline()
+            process.kill()
         out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        return process.returncode or 0, out.decode(), (said + err).decode()
 
     async def commits(self, site: str) -> set[str]:
         """Ids of the accounts in a site's journal, read from its database."""
@@ -208,9 +210,9 @@ async def sites(tmp_path: Path, primary: PostgresServer, postgres_url: str, witn
         made = Sites(tmp_path, primary, replica, urls, postgres_url)
         made.configure("tokyo", postgres_url.replace(f":{_port(postgres_url)}/", f":{witness.port}/"))
         try:
-            tokyo = made.service("tokyo")
+            tokyo = made.service("tokyo", "serve")
             await tokyo.ready()
-            made.service("osaka")
+            made.service("osaka", "command-api")
             yield made
         finally:
             made.kill()
@@ -284,6 +286,10 @@ async def test_a_site_that_is_cut_off_from_the_witness_stops_before_the_other_be
     # Its database was never told: what keeps it from writing is the lease alone.
     async with Client(sites.services["tokyo"].management_port) as client:
         ready = (await client.request("GET", "/ready")).json()
+    async with Client(sites.services["tokyo"].query_port) as client:
+        shown = await client.graphql("{ getUserAccounts(first: 1) { id } }")
+    assert shown.status == 200
+    assert len(shown.json()["data"]["getUserAccounts"]) == 1, "queries go on"
     assert ready["checks"]["writer"]["status"] == "failed"
 
 
@@ -344,7 +350,7 @@ async def test_a_failover_that_was_killed_is_gone_on_with(sites: Sites) -> None:
     tokyo.start()
     try:
         await tokyo.first()
-        code, _, err = await sites.run("failover", "--other", str(sites.configs["tokyo"]), kill=1.2)
+        code, _, err = await sites.run("failover", "--other", str(sites.configs["tokyo"]), kill="no more; waits until")
         assert code != 0, err
         code, out, _ = await sites.run("status")
         assert code == 1

@@ -153,6 +153,8 @@ class WriterLease:
             if not before.admits(self._site):
                 await self._refused(before)
                 return
+            if self._ended:
+                return  # it has let go meanwhile
             after = before.changed(writers=self._writers(before, started))
             if await self._store.swap(before, after):
                 await self._granted(started, after)
@@ -186,7 +188,8 @@ class WriterLease:
         """Ends the permission, waits for writes under way, and says so in the record, so that nobody waits for this
         process. What can't be said lapses. Raises nothing of the store."""
         self._ended = True
-        self._lose("the process ends")
+        self._until = float("-inf")
+        self._why = "the process ends"
         if self._renewals:
             try:
                 async with asyncio.timeout(_LEAVING):
