@@ -47,6 +47,7 @@ from kiseki.operations.sqlite.lines import (
     fetched_base,
     increment_name,
     is_base_due,
+    is_whole,
     new_line,
     publish_base,
     read_lines,
@@ -95,8 +96,10 @@ class SqliteKeyProtection:
             lines = await read_lines(self._place, WHAT)
             for line in lines[-1:]:
                 await remove_rest(self._place, line)
+            # What is damaged where it lies does no harm when the next copy builds on a new base.
+            whole = bool(lines) and await is_whole(self._place, lines[-1])
             progress("copying")
-            step = await in_thread(lambda: self._collect(work, lines))
+            step = await in_thread(lambda: self._collect(work, lines, whole=whole))
             size = 0
             if step.increment:
                 size += (work / step.increment).stat().st_size
@@ -106,7 +109,7 @@ class SqliteKeyProtection:
             await write_head(self._place, step.prefix, step.head)
             return Protected(step.head.through, step.keys, size, bool(step.base))
 
-    def _collect(self, work: Path, lines: Sequence[Line]) -> _Step:
+    def _collect(self, work: Path, lines: Sequence[Line], *, whole: bool) -> _Step:
         through = self._clock.now()
         (work / "base").mkdir()
         plain = work / "base" / KEYS_FILE.removesuffix(".gz")
@@ -129,7 +132,7 @@ class SqliteKeyProtection:
                 )
                 increment, keys = "", 0
                 if line is not None and before is not None and line.bases and _is_of(before, head.life, connection):
-                    prefix, has_base = line.prefix, is_base_due(line, through)
+                    prefix, has_base = line.prefix, not whole or is_base_due(line, through)
                     bases = tuple(base.name for base in line.bases)
                     head = msgspec.structs.replace(head, row=before.row, last_sha256=before.last_sha256)
                     if _state(head) != _state(before):

@@ -14,7 +14,7 @@ async def prune_covered(place: Place, what: str, cutoff: datetime) -> int:
     """Removes what no time since `cutoff` needs; how many things. A base is needed until a whole one of a later step is
     older than that, so the last whole one stays, whatever its age."""
     lines = await read_lines(place, what)
-    whole = {line.prefix: await whole_bases(place, line) for line in lines}
+    whole = {line.prefix: await whole_bases(place, line, line.bases) for line in lines}
     bases = [(line, base) for line in lines for base in line.bases]
     # From the last one that serves every time since the cutoff. Without any, nothing goes.
     serving = [

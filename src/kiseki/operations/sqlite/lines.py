@@ -37,6 +37,7 @@ __all__ = [
     "fetched_base",
     "increment_name",
     "is_base_due",
+    "is_whole",
     "new_line",
     "publish_base",
     "read_lines",
@@ -195,6 +196,18 @@ def is_base_due(line: Line, now: datetime) -> bool:
     return not any(-LEEWAY <= now - base.at < _BASE_EVERY for base in line.bases)
 
 
+async def is_whole(place: Place, line: Line) -> bool:
+    """Whether the newest base of a line, and all that follows it, is there, as far as names and sizes say."""
+    if line.head is None or not line.bases:
+        return False
+    row = line.bases[-1].row
+    for increment in line.increments:
+        if increment.row > line.bases[-1].row and increment.after != row:
+            return False
+        row = max(row, increment.row)
+    return row == line.head.row and line.bases[-1].name in await whole_bases(place, line, line.bases[-1:])
+
+
 def through_of(lines: Sequence[Line]) -> datetime | None:
     """How far the newest line goes; None when there is nothing."""
     for line in reversed(lines):
@@ -226,10 +239,10 @@ async def fetched_base(place: Place, line: Line, base: Base) -> AsyncIterator[tu
         yield folder, manifest.head
 
 
-async def whole_bases(place: Place, line: Line) -> Collection[str]:
-    """The bases whose files are there in full size; what is in them is not read."""
+async def whole_bases(place: Place, line: Line, bases: Sequence[Base]) -> Collection[str]:
+    """Those of the bases whose files are there in full size; what is in them is not read."""
     whole = set()
-    for base in line.bases:
+    for base in bases:
         manifest = _opened(await place.read(f"{line.prefix}/{base.name}/{LAST}"), _BaseManifest)
         if manifest and all(line.sizes.get(f"{base.name}/{file.name}") == file.bytes for file in manifest.files):
             whole.add(base.name)

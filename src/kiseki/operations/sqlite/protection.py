@@ -31,6 +31,7 @@ from kiseki.operations.sqlite.lines import (
     base_name,
     increment_name,
     is_base_due,
+    is_whole,
     new_line,
     publish_base,
     read_lines,
@@ -87,8 +88,10 @@ class SqliteJournalProtection:
             lines = await read_lines(self._place, WHAT)
             for line in lines[-1:]:
                 await remove_rest(self._place, line)
+            # What is damaged where it lies does no harm when the next copy builds on a new base.
+            whole = bool(lines) and await is_whole(self._place, lines[-1])
             progress("copying")
-            step = await in_thread(lambda: self._collect(work, lines, audit, progress))
+            step = await in_thread(lambda: self._collect(work, lines, audit, progress, whole=whole))
             size = 0
             for name in step.increments:
                 size += (work / name).stat().st_size
@@ -98,7 +101,9 @@ class SqliteJournalProtection:
             await write_head(self._place, step.prefix, step.head)
             return Protected(step.head.through, step.commits, size, bool(step.base))
 
-    def _collect(self, work: Path, lines: Sequence[Line], audit: Mapping[str, int], progress: Progress) -> _Step:
+    def _collect(
+        self, work: Path, lines: Sequence[Line], audit: Mapping[str, int], progress: Progress, *, whole: bool
+    ) -> _Step:
         through = self._clock.now()
         plain = work / "base" / JOURNAL_FILE.removesuffix(".gz")
         with explained_room(work, "make room there"):
@@ -126,7 +131,7 @@ class SqliteJournalProtection:
                         write_increment(connection, header, work / increments[-1])
                         last = sha256_of(work / increments[-1])
                     # Claims that come without a commit, as an import brings them, are in a base alone.
-                    has_base = held_changes != before.held_changes or is_base_due(line, through)
+                    has_base = not whole or held_changes != before.held_changes or is_base_due(line, through)
                 else:
                     prefix, bases, last = new_line(WHAT, lines, life), (), ""
                     contents = contents_of(connection, progress)
