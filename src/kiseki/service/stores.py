@@ -15,7 +15,6 @@ from kiseki.clients.errors import NotMigrated
 from kiseki.clients.urls import StoreUrlInvalid
 from kiseki.journal.lease.guarded import guarded
 from kiseki.journal.lease.holder import WriterLease
-from kiseki.journal.lease.port import NotTheWriter
 from kiseki.journal.port import START
 from kiseki.kernel.errors import Unavailable
 from kiseki.kernel.ports import Clock, Telemetry
@@ -121,7 +120,6 @@ class Stores:
             if settings.lease:
                 with _reached(_LEASE):
                     lease = await writer_lease(settings, journal, secrets=secrets, clock=clock, make=make)
-                journal = guarded(journal, lease)
                 opened.push_async_callback(lease.let_go)
             with _reached(urls.keys):
                 key_store = await _family(settings, urls.keys, secrets).keys(urls.keys)
@@ -138,15 +136,10 @@ class Stores:
                     store=key_store, wrapper=master_keys, clock=clock, ttl=settings.key_cache_seconds
                 )
             # First: a wrong key store must not begin a ledger of its own.
-            try:
-                await bind_key_store(journal, key_store, protector.digests)
-            except NotTheWriter:
-                # Only the first start of a service writes, and only the site that may.
-                if lease is None or not make:
-                    raise
-                with _reached(_LEASE):
-                    await lease.renew()
-                    await bind_key_store(journal, key_store, protector.digests)
+            await bind_key_store(journal, key_store, protector.digests)
+            # Not before: the binding is the same whoever writes it, and has to be compared by who only looks, too.
+            if lease is not None:
+                journal = guarded(journal, lease)
             # What is restored without its ledger must not begin a new one, and what only looks begins none.
             begin = make and (begin_ledger or settings.development or not (await journal.feed(START, limit=1)).commits)
             with _reached(_LEDGER):
