@@ -28,6 +28,8 @@ class BackedUp:
         self.folder = folder
         self.elsewhere = folder / "elsewhere"
         self.elsewhere.mkdir(exist_ok=True)
+        for place in ("backups", "key-backups"):
+            (self.elsewhere / place).mkdir(exist_ok=True)
         (self.elsewhere / "master.key").write_bytes(bytes(range(32)))
         (self.elsewhere / "master.key").chmod(0o600)
         (self.elsewhere / "audit.key").write_text("Xr5mT2vQz8Lk3Bn7Wd1Yp9Hs4Jf6Gc0aEuR-iOtKqZ")

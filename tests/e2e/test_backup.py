@@ -212,26 +212,57 @@ async def test_a_killed_backup_is_no_backup_and_the_next_one_works(system: Backe
     account = await system.create()
     for number in range(20):
         await system.rename(account, f"Number {number}")
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("KISEKI_")},
-        **system.environment,
-        "KISEKI_DATA_DIR": str(system.data_dir),
-    }
     for seconds in (0.3, 0.6, 0.9, 1.2):
-        process = subprocess.Popen(  # noqa: ASYNC220  # waited for in a thread
-            [sys.executable, "-m", "kiseki", "backup", "create"], env=environment, stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            await asyncio.to_thread(process.wait, seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        await _killed(system, seconds, "backup", "create")
     made = system.run("backup", "create")
     assert made.returncode == 0, made.stderr
     assert system.backups()[-1]["verified"]
     await system.rename(account, "Still served")
     assert list((system.elsewhere / "backups").rglob(".*part*")) == []
+
+
+async def test_a_killed_restore_is_made_good_by_the_next(system: BackedUp) -> None:
+    """Killed at many moments, of a lost disk and of a journal that is there; what is there is always whole."""
+    await system.start()
+    account = await system.create()
+    for number in range(50):
+        await system.rename(account, f"Number {number}")
+    system.kiseki("backup", "create")
+    system.lose_data()
+    for seconds in (0.6, 0.9, 1.2, 1.5, 1.8):
+        await _killed(system, seconds, "backup", "restore")
+    done = system.run("backup", "restore")
+    # One of those that were killed may have come to its end just before.
+    assert done.returncode == 0 or "nothing was changed" in done.stderr, done.stderr
+    assert "is sound: 51 commits" in system.kiseki("journal", "verify")
+    for seconds in (0.8, 1.1, 1.4, 1.7):
+        await _killed(system, seconds, "backup", "restore", "--part", "journal", "--discard-newer")
+        assert "is sound: 51 commits" in system.kiseki("journal", "verify")
+    system.kiseki("backup", "restore", "--part", "journal")
+    left = [path.name for path in system.data_dir.iterdir() if "restored-" in path.name]
+    assert left == []
+    await system.start()
+    system.token = ""
+    assert await system.names() == {account: "Hanako Number 49"}
+
+
+async def _killed(system: BackedUp, seconds: float, *arguments: str) -> None:
+    process = subprocess.Popen(  # noqa: ASYNC220  # waited for in a thread
+        [sys.executable, "-m", "kiseki", *arguments],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("KISEKI_")},
+            **system.environment,
+            "KISEKI_DATA_DIR": str(system.data_dir),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        await asyncio.to_thread(process.wait, seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 async def test_places_that_cant_be_used_are_said_in_one_line(system: BackedUp) -> None:
