@@ -40,6 +40,7 @@ from kiseki.operations.postgres.recovery import recovered
 from kiseki.operations.postgres.session import explained_server, session
 from kiseki.operations.postgres.spool import Spool
 from kiseki.operations.postgres.stored_log import StoredLog, newest_head
+from kiseki.operations.postgres.wal import Segment
 from kiseki.operations.protect.port import Protected
 
 __all__ = ["PRIVATE_DAYS", "PostgresProtection"]
@@ -92,6 +93,7 @@ class PostgresProtection:
         """The replication slot's name: another place has another one."""
         self.receiver = WalReceiver(address, programs, slot=self.slot, folder=self._spool.folder)
         self._told = False
+        self._begins: Segment | None = None
         self._basing: asyncio.Task[Manifest] | None = None
 
     async def step(self, progress: Progress) -> Protected:
@@ -119,17 +121,19 @@ class PostgresProtection:
                 await self.receiver.begin(program, segment=cluster.segment)
                 made = base is None or self._age(base) >= _BASE_EVERY * 2
                 if base is None or made:
-                    base = await self._make_base(cluster, progress)
+                    anew, base = base is None, await self._make_base(cluster, progress)
+                    # A slot begins at the last checkpoint, and nobody needs what is before the first base.
+                    self._begins = first_segment(base) if anew else self._begins
                 elif self._age(base) >= _BASE_EVERY and self._basing is None:
                     # It may take hours, and what is new goes on being copied meanwhile.
                     self._basing = asyncio.create_task(self._make_base(cluster, lambda _: None))
                 before = await stored.head()
-                _, drained = await stored.ship(self._spool, whole=True)
+                _, drained = await stored.ship(self._spool, whole=True, begins=self._begins)
                 mark = await mark_of(connection)
                 feed = await feed_head(connection)
                 await self._received(connection, cluster, mark)
                 progress("copying the log")
-                file, copied = await stored.ship(self._spool)
+                file, copied = await stored.ship(self._spool, begins=self._begins)
                 await stored.chain(first_segment(base))
                 await stored.set_head(mark, file, feed)
                 commits = await commits_between(connection, before, feed)

@@ -71,11 +71,11 @@ class StoredLog:
             )
         return chain
 
-    async def ship(self, spool: Spool, *, whole: bool = False) -> tuple[str, int]:
+    async def ship(self, spool: Spool, *, whole: bool = False, begins: Segment | None = None) -> tuple[str, int]:
         """Copies what the place lacks of a spool: the newest file there now, and bytes that were written.
 
         What the place has is removed from the spool, but for the last whole file, by which the receiver knows where to
-        go on. `whole`: only files that are written to the end.
+        go on. `whole`: only files that are written to the end; `begins`: none before it.
         """
         there = await self.files()
         known = {one.file for one in there}
@@ -91,7 +91,7 @@ class StoredLog:
                 if partial and whole:
                     continue
                 newest = has.get(segment, "")
-                if not newest:
+                if not newest and (begins is None or segment >= begins):
                     packed = Path(packing) / "packed"
                     newest, size = await asyncio.to_thread(_pack, path, segment, packed, partial=partial)
                     if newest not in known:
