@@ -26,25 +26,25 @@ from kiseki.service.health import Health
 from kiseki.service.http import GRAPHQL, Endpoint
 from kiseki.service.kinds import Parts
 from kiseki.service.lifecycle import CoordinatedShutdown
+from kiseki.service.listening import (
+    Exposition,
+    bind_apis,
+    bind_management,
+    connection_limits,
+    http_limits,
+    start_management,
+)
 from kiseki.service.logging import configure_logging
 from kiseki.service.media import accepts_json, negotiate
 from kiseki.service.metrics import Metrics
-from kiseki.service.process import (
-    _connection_limits,
-    _Exposition,
-    _http_limits,
-    _settle_garbage_collector,
-    _timeouts,
-    bind_apis,
-    bind_management,
-    start_management,
-)
-from kiseki.service.responses import Send
+from kiseki.service.process import _settle_garbage_collector
+from kiseki.service.responses import Scope, Send
 from kiseki.service.secrets import secrets_of
 from kiseki.service.server import HttpServer
 from kiseki.service.serving import Serving
 from kiseki.service.settings import Settings
 from kiseki.service.shell import Exchange, Route, Shell, Uncounted
+from kiseki.service.shutdown_times import phase_times
 from kiseki.service.stores import Stores
 from kiseki.users import app
 
@@ -65,7 +65,7 @@ class Everybody:
 class PlainShell(Shell):
     """Answers without security headers."""
 
-    async def _send(self, exchange: Exchange, answer: Answer, send: Send, *, secure: bool) -> None:
+    async def _send(self, exchange: Exchange, answer: Answer, send: Send, scope: Scope) -> None:
         headers = [
             *answer.headers,
             (b"content-length", str(len(answer.body)).encode()),
@@ -109,7 +109,7 @@ async def serve(settings: Settings) -> None:
     """Serves both APIs and the updater until it is told to end."""
     parts = Parts(command=True, query=True, updater=True)
     clock, ids, metrics = SystemClock(), UlidSource(), Metrics()
-    shutdown = CoordinatedShutdown(_timeouts(settings))
+    shutdown = CoordinatedShutdown(phase_times(settings))
     shutdown.install_signal_handlers()
     listeners = bind_apis(parts, settings)
     health = Health(
@@ -119,7 +119,7 @@ async def serve(settings: Settings) -> None:
         local={},
         remote={},
     )
-    exposition = _Exposition(metrics)
+    exposition = Exposition(metrics)
     management = await start_management(
         bind_management(settings), settings, health=health, metrics=exposition, telemetry=Uncounted()
     )
@@ -151,7 +151,7 @@ async def serve(settings: Settings) -> None:
             api.name,
             routes={GRAPHQL: Route({"POST": graphql.post}, graphql=True)},
             serving=serving,
-            limits=_http_limits(settings),
+            limits=http_limits(settings),
             ids=ids,
             telemetry=metrics,
             any_host=True,
@@ -160,7 +160,7 @@ async def serve(settings: Settings) -> None:
             shell,
             listeners[api.name],
             serving=serving,
-            limits=_connection_limits(settings),
+            limits=connection_limits(settings),
             keep_alive=settings.keep_alive,
         )
         await server.start()
