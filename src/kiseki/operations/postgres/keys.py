@@ -160,26 +160,32 @@ async def _carry_over(switching: Switching) -> Sequence[str]:
     connection, old, new = switching.connection, quoted(switching.replaced), quoted(switching.live)
     if await connection.fetchval(_BOTH, f"{old}.token_revocations", f"{new}.token_revocations"):
         await connection.execute(
-            f"INSERT INTO {new}.token_revocations AS there (issuer, subject, until) "  # noqa: S608  # quoted names
-            f"SELECT issuer, subject, until FROM {old}.token_revocations "
-            "ON CONFLICT (issuer, subject) DO UPDATE SET until = greatest(there.until, excluded.until)"
+            f"""
+                INSERT INTO {new}.token_revocations AS there (issuer, subject, until)
+                SELECT issuer, subject, until FROM {old}.token_revocations
+                ON CONFLICT (issuer, subject) DO UPDATE SET until = greatest(there.until, excluded.until)
+            """  # noqa: S608  # quoted names
         )
     if not await connection.fetchval(_BOTH, f"{old}.subjects", f"{old}.erasures"):
         return ("the old key store was damaged: see that the ledger of erasures was replayed before you serve",)
     # After all numbers that either store has given, so that whoever asks from an old mark hears of them.
     await connection.execute(
-        f"INSERT INTO {new}.subjects (subject, key_ids, wrapped, erased_at, erasure) "  # noqa: S608  # quoted names
-        f"SELECT gone.subject, '{{}}', '{{}}', gone.erased_at, "
-        f"    greatest((SELECT last FROM {new}.erasures), (SELECT last FROM {old}.erasures)) "
-        f"    + row_number() OVER (ORDER BY gone.erasure) "
-        f"FROM {old}.subjects AS gone WHERE gone.erased_at IS NOT NULL AND NOT EXISTS "
-        f"    (SELECT FROM {new}.subjects AS there WHERE there.subject = gone.subject AND there.erased_at IS NOT NULL) "
-        f"ON CONFLICT (subject) DO UPDATE SET key_ids = '{{}}', wrapped = '{{}}', erased_at = excluded.erased_at, "
-        f"    erasure = excluded.erasure"
+        f"""
+            INSERT INTO {new}.subjects (subject, key_ids, wrapped, erased_at, erasure)
+            SELECT gone.subject, '{{}}', '{{}}', gone.erased_at,
+                greatest((SELECT last FROM {new}.erasures), (SELECT last FROM {old}.erasures))
+                + row_number() OVER (ORDER BY gone.erasure)
+            FROM {old}.subjects AS gone WHERE gone.erased_at IS NOT NULL AND NOT EXISTS
+                (SELECT FROM {new}.subjects AS there WHERE there.subject = gone.subject AND there.erased_at IS NOT NULL)
+            ON CONFLICT (subject) DO UPDATE SET key_ids = '{{}}', wrapped = '{{}}', erased_at = excluded.erased_at,
+                erasure = excluded.erasure
+        """  # noqa: S608  # quoted names
     )
     await connection.execute(
-        f"UPDATE {new}.erasures SET last = greatest(last, (SELECT last FROM {old}.erasures), "  # noqa: S608  # quoted names
-        f"    (SELECT max(erasure) FROM {new}.subjects))"
+        f"""
+            UPDATE {new}.erasures SET last = greatest(last, (SELECT last FROM {old}.erasures),
+                (SELECT max(erasure) FROM {new}.subjects))
+        """  # noqa: S608  # quoted names
     )
     return ()
 

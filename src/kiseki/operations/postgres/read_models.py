@@ -164,14 +164,18 @@ class PostgresStagedReadModels:
             ]
         if await connection.fetchval(_BOTH, f"{old}.read_model_generations", f"{old}.read_model_owners"):
             await connection.execute(
-                f"INSERT INTO {new}.read_model_generations AS there (projection, version, last) "  # noqa: S608  # quoted
-                f"SELECT projection, version, last FROM {old}.read_model_generations "
-                "ON CONFLICT (projection, version) DO UPDATE SET last = greatest(there.last, excluded.last)"
+                f"""
+                    INSERT INTO {new}.read_model_generations AS there (projection, version, last)
+                    SELECT projection, version, last FROM {old}.read_model_generations
+                    ON CONFLICT (projection, version) DO UPDATE SET last = greatest(there.last, excluded.last)
+                """  # noqa: S608  # quoted names
             )
             await connection.execute(
-                f"INSERT INTO {new}.read_model_owners AS there (projection, version, number) "  # noqa: S608  # quoted
-                f"SELECT projection, version, number FROM {old}.read_model_owners "
-                "ON CONFLICT (projection, version) DO UPDATE SET number = greatest(there.number, excluded.number)"
+                f"""
+                    INSERT INTO {new}.read_model_owners AS there (projection, version, number)
+                    SELECT projection, version, number FROM {old}.read_model_owners
+                    ON CONFLICT (projection, version) DO UPDATE SET number = greatest(there.number, excluded.number)
+                """  # noqa: S608  # quoted names
             )
             await connection.execute(f"UPDATE {new}.read_model_owners SET number = number + 1")  # noqa: S608  # quoted
         return [*left, f"within seven days, because they hold data of people: DROP SCHEMA {', '.join(drop)} CASCADE"]
