@@ -1,0 +1,138 @@
+"""The fence: a resource-based policy that denies every write to a table, whoever asks. Used by switches.
+
+AWS puts a policy in force some seconds after it was given, so a fence counts once writes are seen to be refused. A
+statement of kiseki has an id of its own, and what else the policy of the table says stays.
+https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/access-control-resource-based.html
+Not seen on AWS: the emulator keeps policies and does not apply them; tests apply them in its stead.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any, Final
+
+from kiseki.clients.dynamodb import ConditionFailed, DynamoDbRefused
+from kiseki.operations.dynamodb.calls import Tables
+from kiseki.operations.errors import OperationFailed, RestoreRefused
+
+__all__ = ["is_fence", "lift_fence", "policy_of", "put_fence", "wait_for_fence"]
+
+_SID: Final = "KisekiFence"
+_WRITES: Final = (
+    "dynamodb:BatchWriteItem",
+    "dynamodb:DeleteItem",
+    "dynamodb:PartiQLDelete",
+    "dynamodb:PartiQLInsert",
+    "dynamodb:PartiQLUpdate",
+    "dynamodb:PutItem",
+    "dynamodb:UpdateItem",
+)
+"""A transaction needs the rights of the writes that are in it."""
+_TIMES: Final = 3
+"""Refusals in a row that are believed: a policy does not reach all of AWS at once."""
+
+
+def is_fence(statement: Any) -> bool:
+    """Whether a statement of a policy is a fence of kiseki."""
+    return isinstance(statement, dict) and str(statement.get("Sid", "")).startswith(_SID)
+
+
+async def policy_of(tables: Tables, arn: str) -> dict[str, Any] | None:
+    """The policy of a table or stream; None when it has none."""
+    try:
+        answer = await tables.call("GetResourcePolicy", {"ResourceArn": arn})
+    except DynamoDbRefused as problem:
+        if problem.kind == "PolicyNotFoundException":
+            return None
+        raise
+    policy: dict[str, Any] = json.loads(answer["Policy"])
+    return policy
+
+
+async def put_fence(tables: Tables, table: str, run: str) -> None:
+    """Denies writes to a table from now on. Nothing when there is no such table."""
+    found = await tables.describe(table)
+    if found is None:
+        return
+    arn = found["TableArn"]
+    policy = await policy_of(tables, arn) or {"Version": "2012-10-17", "Statement": []}
+    others = [each for each in _statements(policy) if not is_fence(each)]
+    fence = {"Sid": _sid(run), "Effect": "Deny", "Principal": "*", "Action": list(_WRITES), "Resource": arn}
+    await _put(tables, arn, {**policy, "Statement": [*others, fence]})
+
+
+async def wait_for_fence(tables: Tables, table: str, key: dict[str, Any], patience: float) -> None:
+    """Returns once writes to a table are refused. `key` is one that no item has.
+
+    Raises RestoreRefused when they are not within `patience` seconds.
+    """
+    refused = 0
+
+    async def look() -> bool | None:
+        nonlocal refused
+        refused = refused + 1 if await _refuses(tables, table, key) else 0
+        return True if refused >= _TIMES else None
+
+    if await tables.describe(table) is None:
+        return
+    try:
+        await tables.until(look, "", patience)
+    except OperationFailed as problem:
+        raise RestoreRefused(
+            f"{table} goes on taking writes {patience:g} s after a policy denies them, so processes that run could go "
+            "on acknowledging what is not restored; stop all of them, say so (writers_stopped), and run the same "
+            "again. Nothing was changed"
+        ) from problem
+
+
+async def lift_fence(tables: Tables, table: str, run: str) -> None:
+    """Takes the fence of a run away; nothing when there is none."""
+    found = await tables.describe(table)
+    if found is None:
+        return
+    arn = found["TableArn"]
+    policy = await policy_of(tables, arn)
+    if policy is None:
+        return
+    statements = _statements(policy)
+    others = [each for each in statements if not isinstance(each, dict) or each.get("Sid") != _sid(run)]
+    if len(others) == len(statements):
+        return
+    if others:
+        await _put(tables, arn, {**policy, "Statement": others})
+    else:
+        await tables.call("DeleteResourcePolicy", {"ResourceArn": arn})
+
+
+async def _refuses(tables: Tables, table: str, key: dict[str, Any]) -> bool:
+    """Whether a write is refused, by one that never lands: its condition does not hold."""
+    name = next(iter(key))
+    request = {
+        "TableName": table,
+        "Item": key,
+        "ConditionExpression": "attribute_exists(#key)",
+        "ExpressionAttributeNames": {"#key": name},
+    }
+    try:
+        with suppress(ConditionFailed):
+            await tables.client.call("PutItem", request)
+    except DynamoDbRefused as problem:
+        if problem.kind != "AccessDeniedException":
+            raise
+        return True
+    return False
+
+
+async def _put(tables: Tables, arn: str, policy: dict[str, Any]) -> None:
+    await tables.call("PutResourcePolicy", {"ResourceArn": arn, "Policy": json.dumps(policy)})
+
+
+def _statements(policy: dict[str, Any]) -> list[Any]:
+    found = policy.get("Statement", [])
+    return found if isinstance(found, list) else [found]
+
+
+def _sid(run: str) -> str:
+    """Ids of statements have letters and digits only."""
+    return _SID + "".join(each for each in run if each.isalnum())

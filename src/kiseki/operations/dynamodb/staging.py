@@ -1,0 +1,144 @@
+"""`StagedTables`: restored tables beside the live ones, and the switch that puts them in force.
+
+Used by the drivers of DynamoDB. Tables can't be renamed, so a switch is one conditional write of which generation is in
+force (`clients/dynamodb_generations`); processes look when they open their stores. Those that run go on with the tables
+that they opened. So these are fenced first, and the switch is not made before AWS is seen to refuse writes to them;
+where an endpoint does not apply policies, somebody has to stop the writers and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbUnavailable
+from kiseki.clients.dynamodb_generations import (
+    GenerationChanged,
+    InForce,
+    StorePart,
+    generation_address,
+    put_in_force,
+)
+from kiseki.clients.dynamodb_tables import TableSpec
+from kiseki.operations.backup.port import Switched
+from kiseki.operations.dynamodb.calls import Tables, refusals
+from kiseki.operations.dynamodb.fence import lift_fence, put_fence, wait_for_fence
+from kiseki.operations.dynamodb.parts import PARTS, SPECS
+from kiseki.operations.dynamodb.restored import remove_tables
+from kiseki.operations.errors import OperationFailed, RestoreRefused
+
+__all__ = ["StagedTables", "switched_meanwhile"]
+
+_FENCED_WITHIN: Final = 120.0
+
+
+class StagedTables:
+    """One generation that is not in force yet. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        part: StorePart,
+        tables: Tables,
+        run: str,
+        instead_of: InForce,
+        *,
+        left: list[str],
+        writers_stopped: bool,
+        fenced_within: float = _FENCED_WITHIN,
+        opened: AsyncExitStack,
+    ) -> None:
+        """`left` are lines for the operator; `opened` is let go of at the end."""
+        self.part = part
+        self.tables = tables
+        self.instead_of = instead_of
+        self._run = run
+        self._left = left
+        self._writers_stopped = writers_stopped
+        self._fenced_within = fenced_within
+        self._opened = opened
+        self._switched = False
+
+    @property
+    def address(self) -> DynamoDbAddress:
+        """The restored tables."""
+        return generation_address(self.tables.address, self._run)
+
+    @property
+    def live(self) -> DynamoDbAddress:
+        """The tables that are in force until the switch."""
+        return generation_address(self.tables.address, self.instead_of.generation)
+
+    async def switch(self, before: Callable[[], Awaitable[list[str]]]) -> Switched:
+        """Fences the live tables, awaits `before`, whose lines are for the operator, and puts the restored ones in
+        force. Raises RestoreRefused, OperationFailed, Unavailable; then the live ones are as they were."""
+        with refusals():
+            if await self.tables.in_force(self.part) != self.instead_of:
+                raise switched_meanwhile(self.part)
+            try:
+                await self._fence()
+                self._left += await before()
+            except BaseException:
+                await self._lift()
+                raise
+            try:
+                await put_in_force(self.tables.client, self.part, self._run, instead_of=self.instead_of)
+            except GenerationChanged as problem:
+                await self._lift()
+                raise switched_meanwhile(self.part) from problem
+            except DynamoDbUnavailable as problem:
+                # It may be in force. What lifted the fence now could let two generations be written.
+                raise OperationFailed(
+                    f"nobody knows whether the restored tables are in force ({problem}); the old ones take no writes. "
+                    "Run the same again once DynamoDB answers: it goes on from what it finds"
+                ) from problem
+            self._switched = True
+            left = await self._to_do()
+        await self._opened.aclose()
+        names = ", ".join(self.live.table(name) for name in PARTS[self.part])
+        return Switched(f"the tables {names}, which take no writes", tuple(left))
+
+    async def discard(self) -> None:
+        """As Staged."""
+        if self._switched:
+            return
+        with refusals():
+            await remove_tables(self.tables, self.address, PARTS[self.part], alarms=True)
+        await self._opened.aclose()
+
+    async def _fence(self) -> None:
+        for spec in SPECS[self.part]:
+            await put_fence(self.tables, self.live.table(spec.name), self._run)
+        if not self._writers_stopped:
+            for spec in SPECS[self.part]:
+                await wait_for_fence(self.tables, self.live.table(spec.name), _nobodys(spec), self._fenced_within)
+
+    async def _lift(self) -> None:
+        for name in PARTS[self.part]:
+            await lift_fence(self.tables, self.live.table(name), self._run)
+
+    async def _to_do(self) -> list[str]:
+        restored = self.address
+        left = [
+            "restart every process: one that runs uses the old tables until then",
+            f"allow their roles the tables {restored.prefix}-*, where policies name tables",
+        ]
+        for name in PARTS[self.part]:
+            stream = (await self.tables.must_describe(restored.table(name))).get("LatestStreamArn")
+            if stream:
+                left.append(f"an updater that is a Lambda needs an event source mapping of the new stream: {stream}")
+        return [*left, *self._left]
+
+
+def switched_meanwhile(part: StorePart) -> RestoreRefused:
+    """The refusal of whoever comes second."""
+    return RestoreRefused(
+        f"somebody else has put other tables of {part} in force meanwhile; nothing was changed by this run. Look at "
+        "what is live now before you restore again"
+    )
+
+
+def _nobodys(spec: TableSpec) -> dict[str, Any]:
+    """A key that no item has."""
+    keys = [spec.hash_key, *([spec.range_key] if spec.range_key else [])]
+    return {key.name: {key.type: "0" if key.type == "N" else "kiseki#fence"} for key in keys}
