@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ from kiseki.journal.sqlite.schema import raise_epoch
 from kiseki.operations.errors import BackupDamaged, BackupMissing, OperationFailed, OperatorBusy
 from kiseki.operations.sqlite.protection import SqliteJournalProtection
 from tests.integration.operations.sqlite.sqlite_parts import (
+    Killed,
+    KillingPlace,
     Rows,
     append,
     child,
@@ -120,6 +123,32 @@ async def test_claims_that_move_between_streams_come_back_where_they_are(tmp_pat
         assert await world.recovered() == rows
 
 
+async def test_what_is_given_back_or_has_expired_does_not_come_back(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        soon = world.clock.now() + timedelta(hours=1)
+        await append(
+            world.journal,
+            "Thing-a",
+            0,
+            claims=[ClaimChange("name", "v", take=True), ClaimChange("name", "w", take=True)],
+            record=record("first", "Thing-a", 1, soon),
+        )
+        await world.step()
+        world.clock.advance(7_200)
+        later = world.clock.now() + timedelta(days=1)
+        await append(
+            world.journal,
+            "Thing-a",
+            1,
+            claims=[ClaimChange("name", "v", take=False)],
+            record=record("second", "Thing-a", 2, later),
+        )
+        _, rows = await world.step()
+        assert [claim[:2] for claim in rows["claims"]] == [("name", "w")]
+        assert [each[0] for each in rows["records"]] == ["second"]
+        assert await world.recovered() == rows
+
+
 async def test_any_altered_cut_or_lost_file_is_found_and_what_is_whole_is_said(tmp_path: Path) -> None:
     async with world_in(tmp_path) as world:
         history = []
@@ -170,6 +199,54 @@ def is_increment(file: Path) -> bool:
 
 def world_increments(files: list[Path]) -> list[Path]:
     return [file for file in files if is_increment(file)]
+
+
+async def test_a_step_that_dies_at_any_write_harms_nothing(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        await fill(world.journal, 3)
+        await world.step()
+        for number in range(14):
+            before = journal_rows(world.live)
+            await fill(world.journal, 3, first=10 * number + 10)
+            if number >= 7:
+                world.clock.advance(86_400)  # a base is due
+            dying = KillingPlace(world.place)
+            dying.lives = number % 7
+            protection = SqliteJournalProtection(world.live, dying, clock=world.clock, days=3)
+            try:
+                await protection.step(no_progress)
+            except Killed:
+                assert await world.recovered() in (before, journal_rows(world.live))
+            _, rows = await world.step()
+            assert await world.recovered() == rows
+
+
+async def test_an_increment_that_was_written_anew_is_found(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        history = []
+        for number in range(3):
+            await fill(world.journal, 2, first=10 * number)
+            history.append(await world.step())
+        first, last = world_increments(world.files())
+        for file in (first, last):
+            whole = file.read_bytes()
+            altered = gzip.decompress(whole).replace(b'\\"text\\":', b'\\"test\\":')
+            assert altered != gzip.decompress(whole)
+            file.write_bytes(gzip.compress(altered))
+            with pytest.raises(BackupDamaged):
+                await world.recovered()
+            file.write_bytes(whole)
+        assert await world.recovered() == history[-1][1]
+
+
+async def test_a_base_of_the_future_is_none(tmp_path: Path) -> None:
+    async with world_in(tmp_path) as world:
+        await fill(world.journal, 3)
+        world.clock.advance(10 * 86_400)
+        await world.step()
+        world.clock.advance(-10 * 86_400)
+        assert [(await world.protection.step(no_progress)).base for _ in range(3)] == [True, False, False]
+        assert await world.recovered() == journal_rows(world.live)
 
 
 async def test_a_restored_or_replaced_journal_begins_a_new_line(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ from tests.integration.operations.sqlite.sqlite_parts import (
 )
 from tests.support import ManualClock
 
-_STREAMS = st.integers(0, 3)
-_CLAIMS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=2)
+_STREAMS = st.integers(0, 2)
+_CLAIMS = st.lists(st.tuples(st.integers(0, 1), st.booleans()), max_size=2)
 _ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), _STREAMS, _CLAIMS, st.booleans()),
         st.tuples(st.just("append"), _STREAMS, _CLAIMS, st.booleans()),
-        st.tuples(st.just("held"), st.integers(0, 5), _STREAMS),
+        st.tuples(st.just("held"), st.integers(0, 3), _STREAMS),
         st.tuples(st.just("step")),
         st.tuples(st.just("killed step"), st.integers(0, 7)),
         st.tuples(st.just("wait"), st.sampled_from([1, 60, 40_000, 90_000, -3, -7_200])),
