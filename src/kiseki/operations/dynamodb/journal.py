@@ -4,9 +4,9 @@ Journal and claims are two tables, and AWS copies each at a moment of its own. T
 comes to them between the two moments came in a transaction with a commit, and the copy of the journal, being later,
 has that commit. Its item says what it did to claims, so a restore does it again (`claims`), and journal and claims are
 of the moment of the journal's copy. The other order could not be mended: claims of commits that are not there can be
-found, but not the releases. A restore to a second (point-in-time recovery) takes the claims a few seconds before the journal,
-for the same reason. Idempotency records have no such second word: a command that was answered between the two copies,
-and is sent again after the restore with the same key, is decided again.
+found, but not the releases. A restore to a second (point-in-time recovery) takes the claims a few seconds before the
+journal, for the same reason. Idempotency records have no such second word: a command that was answered between the two
+copies, and is sent again after the restore with the same key, is decided again.
 
 Snapshots are not copied: they are made again.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,7 @@ from kiseki.operations.dynamodb.backups import copy_tables, delete_copies, must_
 from kiseki.operations.dynamodb.calls import Tables, opened_tables
 from kiseki.operations.dynamodb.claims import mend_claims
 from kiseki.operations.dynamodb.described import DescribedTables, describe, read_described, write_described
+from kiseki.operations.dynamodb.moments import AT, CLAIMS_BEFORE, ON_DEMAND
 from kiseki.operations.dynamodb.parts import PARTS, SPECS
 from kiseki.operations.dynamodb.restored import (
     TableSource,
@@ -44,18 +45,13 @@ from kiseki.operations.dynamodb.restored import (
     switch_recovery_on,
 )
 from kiseki.operations.dynamodb.runs import Runs
-from kiseki.operations.dynamodb.staging import StagedTables
+from kiseki.operations.dynamodb.staging import FENCED_WITHIN, StagedTables
 
-__all__ = ["AT", "ON_DEMAND", "POINT_IN_TIME", "DynamoDbJournalBackups", "DynamoDbStagedJournal"]
+__all__ = ["DynamoDbJournalBackups", "DynamoDbStagedJournal"]
 
-ON_DEMAND: Final = "on-demand"
-POINT_IN_TIME: Final = "point-in-time"
-AT: Final = "at"
-"""In the references of a restore to a second: the second."""
 _COPIED: Final = ("claims", "journal")
 """In this order; see above."""
 _COUNTED: Final = 10_000_000
-_CLAIMS_BEFORE: Final = timedelta(seconds=5)
 
 
 class DynamoDbJournalBackups:
@@ -63,11 +59,20 @@ class DynamoDbJournalBackups:
 
     store = "dynamodb"
 
-    def __init__(self, address: DynamoDbAddress, *, clock: Clock, writers_stopped: bool = False) -> None:
-        """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused."""
+    def __init__(
+        self,
+        address: DynamoDbAddress,
+        *,
+        clock: Clock,
+        writers_stopped: bool = False,
+        fenced_within: float = FENCED_WITHIN,
+    ) -> None:
+        """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused. Else
+        it waits `fenced_within` seconds for that."""
         self._address = address
         self._clock = clock
         self._writers_stopped = writers_stopped
+        self._fenced_within = fenced_within
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Switches point-in-time recovery on where it is off. Of contents nothing is known: no view of
@@ -132,6 +137,7 @@ class DynamoDbJournalBackups:
                 force,
                 left=left,
                 writers_stopped=self._writers_stopped,
+                fenced_within=self._fenced_within,
                 opened=opened.pop_all(),
             )
             return DynamoDbStagedJournal(staged, manifest, written=written, clock=self._clock)
@@ -210,7 +216,7 @@ async def _sources(tables: Tables, manifest: Manifest) -> tuple[Sequence[TableSo
         copies = await must_be_there(tables, references, _COPIED)
         return [TableSource(name, copies[name].arn) for name in _COPIED], copies["claims"].copied_at
     at = datetime.fromisoformat(references[AT]).astimezone(UTC)
-    moments = {"claims": at - _CLAIMS_BEFORE, "journal": at}
+    moments = {"claims": at - CLAIMS_BEFORE, "journal": at}
     return [TableSource(name, None, references[name], moments[name]) for name in _COPIED], moments["claims"]
 
 

@@ -33,7 +33,7 @@ from kiseki.operations.dynamodb.restored import (
     switch_recovery_on,
 )
 from kiseki.operations.dynamodb.runs import Runs
-from kiseki.operations.dynamodb.staging import StagedTables
+from kiseki.operations.dynamodb.staging import FENCED_WITHIN, StagedTables
 from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
 from kiseki.security.key_store import KeyStore
 
@@ -49,11 +49,20 @@ class DynamoDbKeyBackups:
 
     store = "dynamodb"
 
-    def __init__(self, address: DynamoDbAddress, *, clock: Clock, writers_stopped: bool = False) -> None:
-        """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused."""
+    def __init__(
+        self,
+        address: DynamoDbAddress,
+        *,
+        clock: Clock,
+        writers_stopped: bool = False,
+        fenced_within: float = FENCED_WITHIN,
+    ) -> None:
+        """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused. Else
+        it waits `fenced_within` seconds for that."""
         self._address = address
         self._clock = clock
         self._writers_stopped = writers_stopped
+        self._fenced_within = fenced_within
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Point-in-time recovery of the keys is switched on, for seven days, or shortened to that."""
@@ -122,6 +131,7 @@ class DynamoDbKeyBackups:
                 force,
                 left=left,
                 writers_stopped=self._writers_stopped,
+                fenced_within=self._fenced_within,
                 opened=opened.pop_all(),
             )
             return DynamoDbStagedKeys(staged)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbUnavailable
+from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbRefused, DynamoDbUnavailable
 from kiseki.clients.dynamodb_generations import (
     GenerationChanged,
     InForce,
@@ -28,9 +28,10 @@ from kiseki.operations.dynamodb.parts import PARTS, SPECS
 from kiseki.operations.dynamodb.restored import remove_tables
 from kiseki.operations.errors import OperationFailed, RestoreRefused
 
-__all__ = ["StagedTables", "switched_meanwhile"]
+__all__ = ["FENCED_WITHIN", "StagedTables", "switched_meanwhile"]
 
-_FENCED_WITHIN: Final = 120.0
+FENCED_WITHIN: Final = 120.0
+"""Seconds that AWS gets to put a policy in force."""
 
 
 class StagedTables:
@@ -45,7 +46,7 @@ class StagedTables:
         *,
         left: list[str],
         writers_stopped: bool,
-        fenced_within: float = _FENCED_WITHIN,
+        fenced_within: float,
         opened: AsyncExitStack,
     ) -> None:
         """`left` are lines for the operator; `opened` is let go of at the end."""
@@ -57,7 +58,8 @@ class StagedTables:
         self._writers_stopped = writers_stopped
         self._fenced_within = fenced_within
         self._opened = opened
-        self._switched = False
+        self._settled = False
+        """Whether nothing is left to discard: in force, perhaps in force, or discarded."""
 
     @property
     def address(self) -> DynamoDbAddress:
@@ -81,18 +83,23 @@ class StagedTables:
             except BaseException:
                 await self._lift()
                 raise
+            self._settled = True
             try:
                 await put_in_force(self.tables.client, self.part, self._run, instead_of=self.instead_of)
-            except GenerationChanged as problem:
+            except (GenerationChanged, DynamoDbRefused) as problem:
+                self._settled = False
                 await self._lift()
+                if isinstance(problem, DynamoDbRefused):
+                    raise
                 raise switched_meanwhile(self.part) from problem
             except DynamoDbUnavailable as problem:
-                # It may be in force. What lifted the fence now could let two generations be written.
+                # They may be in force: what lifted the fence now could let both generations be written, and what
+                # discarded them could remove the live ones. The next run sees which it is.
                 raise OperationFailed(
                     f"nobody knows whether the restored tables are in force ({problem}); the old ones take no writes. "
-                    "Run the same again once DynamoDB answers: it goes on from what it finds"
+                    "Once DynamoDB answers, see `generation` in the table operations; ten minutes later the same again "
+                    "removes what is not in force and lets the old tables be written"
                 ) from problem
-            self._switched = True
             left = await self._to_do()
         await self._opened.aclose()
         names = ", ".join(self.live.table(name) for name in PARTS[self.part])
@@ -100,10 +107,11 @@ class StagedTables:
 
     async def discard(self) -> None:
         """As Staged."""
-        if self._switched:
+        if self._settled:
             return
         with refusals():
             await remove_tables(self.tables, self.address, PARTS[self.part], alarms=True)
+        self._settled = True
         await self._opened.aclose()
 
     async def _fence(self) -> None:
