@@ -191,6 +191,11 @@ class MemoryJournal:
         self._refuse_when_closed()
         return START
 
+    async def life(self) -> str:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        return self._life
+
     async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """As `TransferableJournal` says."""
         self._refuse_when_closed()

@@ -322,6 +322,12 @@ class BuildCatalog(Protocol):
         """As ProjectionStore.progress, read only, without owning the build. Raises BuildMissing."""
         ...
 
+    async def guards(self, name: BuildName, *, after: str = "", limit: int = 500) -> Sequence[tuple[str, int]]:
+        """Streams of which a build has applied something, with the sequence number it is at, in the order of their
+        names, those after a name. Read only, without owning the build. Raises BuildMissing.
+        """
+        ...
+
     async def own(self, projection: str, version: int) -> Ownership | None:
         """The ownership of a projection version's builds, None while another one has it."""
         ...

@@ -169,9 +169,11 @@ async def test_a_new_epoch_waits_for_appends_and_holds_later_ones_back(
 
 async def test_another_process_raises_the_epoch(address: PostgresAddress, journal: PostgresJournal) -> None:
     await append(journal, "Thing-1", 0)
-    head = await journal.head()
+    head, life = await journal.head(), await journal.life()
     async with opened(address) as other:
         await other.raise_epoch()
+        assert await other.life() != life
+    assert await journal.life() != life  # although its newest commit is still of the one before
     await append(journal, "Thing-1", 1)
     page = await journal.feed(head)
     assert [commit.first_sequence_number for commit in page.commits] == [2]

@@ -41,6 +41,7 @@ class TestRestoredSqliteJournal(SqliteUnderTest):
         return await self.open_journal(clock)
 
     test_positions = JournalConformance.test_positions_of_another_life_read_from_the_start
+    test_life = JournalConformance.test_a_journal_that_grows_stays_in_its_life
 
 
 def new_store() -> OpenJournal:

@@ -9,6 +9,7 @@ from kiseki import Change
 from kiseki.journal.port import Position
 from kiseki.projection.port import (
     Batch,
+    BuildMissing,
     GuardMove,
     GuardMoved,
     ProjectionStore,
@@ -123,3 +124,19 @@ async def test_a_build_can_be_inspected_while_it_is_written(place: Place, store:
     inspection = await place.models.builds.inspect(store.name)
     assert (inspection.position, inspection.parked_count, inspection.parked) == ("p", 1, (parked(B),))
     assert (await place.models.builds.progress(store.name, [A]))[A].sequence_number == 3
+
+
+async def test_guards_are_listed_in_pages(place: Place, store: ProjectionStore) -> None:
+    """In the order of code points, on every database; a stream of which nothing was applied is not among them."""
+    builds = place.models.builds
+    assert list(await builds.guards(store.name)) == []
+    moves = [GuardMove(stream, 0, number) for number, stream in enumerate(("Counter-b", "Counter-B", "Counter-é"), 1)]
+    await store.write(Batch(guards=moves, park=[parked("Counter-parked")]))
+    first = await builds.guards(store.name, limit=2)
+    assert list(first) == [("Counter-B", 2), ("Counter-b", 1)]
+    assert list(await builds.guards(store.name, after="Counter-b", limit=2)) == [("Counter-é", 3)]
+    assert list(await builds.guards(store.name, after="Counter-é")) == []
+    await store.close()
+    place.storage.lose(store.name)
+    with pytest.raises(BuildMissing):
+        await builds.guards(store.name)

@@ -131,6 +131,11 @@ class Feed:
         about, _ = await self._changes.about()
         return write_position(self._whole(about))
 
+    async def life(self) -> str:
+        """Which stream of which table this is."""
+        about, _ = await self._changes.about(anew=True)
+        return about.life
+
     async def head(self) -> Position:
         """The place after the newest commit.
 

@@ -209,6 +209,11 @@ class DynamoDbJournal:
         self._refuse_when_closed()
         return await self._feed.beginning()
 
+    async def life(self) -> str:
+        """As TransferableJournal says: which stream of which table it is."""
+        self._refuse_when_closed()
+        return await self._feed.life()
+
     async def heads(self, since: datetime) -> AsyncIterator[Mapping[str, int]]:
         """Streams that were written to since a moment, and the first sequence number of the newest commit that was seen
         of each, in pages; a stream may come again. For whoever looks for what a feed may have missed.

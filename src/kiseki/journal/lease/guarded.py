@@ -131,6 +131,10 @@ class GuardedJournal:
         """As TransferableJournal."""
         return await self._journal.beginning()
 
+    async def life(self) -> str:
+        """As TransferableJournal."""
+        return await self._journal.life()
+
     async def recall(self, key: str) -> IdempotencyRecord | None:
         """As Journal."""
         return await self._journal.recall(key)

@@ -262,6 +262,12 @@ class PostgresJournal:
         self._refuse_when_closed()
         return START
 
+    async def life(self) -> str:
+        """As `TransferableJournal` says: the last epoch that began, not that of the newest row."""
+        self._refuse_when_closed()
+        lives = await self._read(read_lives)
+        return lives[max(lives)]
+
     async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """As `TransferableJournal` says."""
         after = ("", "")

@@ -201,6 +201,11 @@ class SqliteJournal:
         self._refuse_when_closed()
         return START
 
+    async def life(self) -> str:
+        """As `TransferableJournal` says."""
+        self._refuse_when_closed()
+        return self._identity.life
+
     async def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """As `TransferableJournal` says."""
         after = ("", "")  # no digest is empty

@@ -79,14 +79,19 @@ class JournalIdentity(NamedTuple):
     journal_id: str
     epoch: int
 
+    @property
+    def life(self) -> str:
+        """Both of them."""
+        return f"{self.journal_id}-{self.epoch}"
+
     def position(self, row: int) -> Position:
         """The position after a row of the commits table."""
-        return Position(f"{self.journal_id}-{self.epoch}-{row}")
+        return Position(f"{self.life}-{row}")
 
     def row(self, position: Position) -> int:
         """The row of a position, 0 for one that this life of the journal did not give."""
         prefix, _, row = position.rpartition("-")
-        known = prefix == f"{self.journal_id}-{self.epoch}" and row.isascii() and row.isdecimal() and len(row) < 19
+        known = prefix == self.life and row.isascii() and row.isdecimal() and len(row) < 19
         return int(row) if known else 0
 
 

@@ -73,6 +73,12 @@ class TransferableJournal(Journal, Protocol):
         """
         ...
 
+    async def life(self) -> str:
+        """Names the life that the journal is in; whoever restores one begins another. In one life it only grows: what
+        was read from it is in it as long as this stays the same. Never empty. Raises JournalUnavailable.
+        """
+        ...
+
     def held_claims(self) -> AsyncIterator[Sequence[HeldClaim]]:
         """Every claim that is held, once, in pages of bounded size and in any order.
 

@@ -105,6 +105,10 @@ class BuildSchema:
         guard = f"coalesce((SELECT sequence_number FROM {guards} AS guards WHERE guards.stream = parked.stream), 0)"
         waiting = f"{parked} AS parked WHERE parked.sequence_number > {guard}"
         self._parked = f"SELECT {', '.join(_COLUMNS)} FROM {waiting} AND stream > $1 ORDER BY stream LIMIT $2"
+        self._guards = f"""
+            SELECT stream, sequence_number FROM {guards}
+            WHERE stream > $1 AND sequence_number > 0 ORDER BY stream LIMIT $2
+        """
         self._parked_count = f"SELECT count(*) FROM {waiting}"
         # How many rows each of the two changed says whether all guards were where they were read.
         self._add_guards = f"""
@@ -181,6 +185,12 @@ class BuildSchema:
         """As ProjectionStore."""
         rows = await self._there(connection.fetch(self._parked, after, limit))
         return [parked_stream(tuple(row)) for row in rows]
+
+    async def guards(self, connection: PostgresConnection, after: str, limit: int) -> list[tuple[str, int]]:
+        """As BuildCatalog."""
+        await self._read_own(connection)
+        rows = await self._there(connection.fetch(self._guards, after, limit))
+        return [(row["stream"], row["sequence_number"]) for row in rows]
 
     async def inspect(self, connection: PostgresConnection) -> Inspection:
         """As BuildCatalog."""

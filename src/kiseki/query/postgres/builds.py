@@ -174,6 +174,11 @@ class PostgresBuilds:
         async with self._looking(name) as (driver, schema):
             return await schema.progress(driver, streams)
 
+    async def guards(self, name: BuildName, *, after: str = "", limit: int = 500) -> Sequence[tuple[str, int]]:
+        """As BuildCatalog."""
+        async with self._looking(name) as (driver, schema):
+            return await schema.guards(driver, after, limit)
+
     @asynccontextmanager
     async def _looking(self, name: BuildName) -> AsyncIterator[tuple[PostgresConnection, BuildSchema]]:
         schema = BuildSchema(name, await self._schema_of(name))

@@ -40,6 +40,7 @@ from kiseki.query.tables import (
     check_definition,
     check_tables,
     definition_of,
+    guards,
     parked,
     stored_definition,
     tables_fingerprint,
@@ -49,6 +50,11 @@ __all__ = ["BuildFile"]
 
 _INSPECTED_AT_MOST: Final = 100
 _PARKED_AFTER: Final = select(parked).where(parked.c.stream > bindparam("after"), NOT_OVER).order_by(parked.c.stream)
+_GUARDS_AFTER: Final = (
+    select(guards.c.stream, guards.c.sequence_number)
+    .where(guards.c.stream > bindparam("after"), guards.c.sequence_number > 0)
+    .order_by(guards.c.stream)
+)
 _PARKED_COUNT: Final = select(func.count()).select_from(parked).where(NOT_OVER)
 
 
@@ -140,6 +146,13 @@ class BuildFile:
         """As ProjectionStore."""
         with self._transaction(None) as connection:
             return [parked_stream(row) for row in connection.execute(_PARKED_AFTER.limit(limit), {"after": after})]
+
+    def guards(self, after: str, limit: int) -> list[tuple[str, int]]:
+        """As BuildCatalog."""
+        self._own()
+        with self._transaction(None) as connection:
+            rows = connection.execute(_GUARDS_AFTER.limit(limit), {"after": after})
+            return [(stream, number) for stream, number in rows]
 
     def inspect(self) -> Inspection:
         """As BuildCatalog."""

@@ -231,6 +231,10 @@ class SqliteBuilds:
         """As BuildCatalog."""
         return await self._reading(name, lambda file: file.progress(streams))
 
+    async def guards(self, name: BuildName, *, after: str = "", limit: int = 500) -> Sequence[tuple[str, int]]:
+        """As BuildCatalog."""
+        return await self._reading(name, lambda file: file.guards(after, limit))
+
     async def _reading(self, name: BuildName, look: Callable[[BuildFile], T]) -> T:
         def read() -> T:
             file = BuildFile(self._files.build(name), name, busy_timeout=self._busy_timeout, query_only=True)

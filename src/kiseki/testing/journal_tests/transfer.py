@@ -37,6 +37,18 @@ class TransferTests(StoreUnderTest):
                 walked = await whole_feed(journal, after, limit=2)
                 assert {commit.metadata.commit_id for commit in walked} == known
 
+    async def test_a_journal_that_grows_stays_in_its_life(self) -> None:
+        async with self.opened() as journal:
+            life = await _transferable(journal).life()
+            assert life
+            await journal.append("Thing-1", 0, [encoded("a")], metadata=metadata("A"))
+            assert await _transferable(journal).life() == life
+        other = await self.open_other_life(SetClock())
+        try:
+            assert await _transferable(other).life() not in ("", life)
+        finally:
+            await other.close()
+
     async def test_claims_are_listed_while_they_are_held(self) -> None:
         async with self.opened() as journal:
             await journal.append("Thing-1", 0, [encoded("a")], metadata=metadata("A"), claims=claimed("v", "w"))
