@@ -127,6 +127,7 @@ async def test_a_parked_stream_is_retried_by_a_running_service(tmp_path: Path) -
         mended = kiseki("projection", "retry", "--app", "shop:app", cwd=tmp_path)
         assert (mended.returncode, mended.stderr) == (0, "")
         assert status(tmp_path)["parkedCount"] == 0
+        assert "notes was retried as asked: 1 parked streams go on, 0 stay parked" in service.log.read_text("utf-8")
 
 
 async def test_a_rebuild_with_a_service_and_without(tmp_path: Path) -> None:

@@ -249,7 +249,9 @@ class OwnedBuilds:
         for follower in self.followers:
             freed_here, stuck_here = await follower.retry_parked(stream)
             freed, stuck = freed + freed_here, stuck + stuck_here
-        return f"{freed} parked streams go on, {stuck} stay parked"
+        outcome = f"{freed} parked streams go on, {stuck} stay parked"
+        _log.info("%s was retried as asked: %s", self._projection.name, outcome)
+        return outcome
 
     async def _rebuild(self) -> str:
         candidate = self.candidate
