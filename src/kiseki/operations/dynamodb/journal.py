@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from kiseki.clients.dynamodb import DynamoDbAddress
 from kiseki.clients.dynamodb_generations import generation_address
 from kiseki.clients.dynamodb_tables import check_tables, create_tables
@@ -81,11 +83,7 @@ class DynamoDbJournalBackups:
         async with opened_tables(self._address) as tables, Runs(tables, clock=self._clock).begun("backup-") as run:
             live = generation_address(self._address, (await tables.in_force("journal")).generation)
             described = await describe(tables, live, "journal", progress)
-            for each in described.tables:
-                if each.name in _COPIED and not each.recovery:
-                    progress(f"switching point-in-time recovery of {each.table} on")
-                    await switch_recovery_on(tables, each.table, None)
-            await write_described(described, folder)
+            await write_described(await _recoverable(tables, described, progress), folder)
             copies = await copy_tables(tables, live, _COPIED, run.name, progress)
         return Made(
             store=self.store,
@@ -189,6 +187,19 @@ async def _opened(address: DynamoDbAddress, clock: Clock) -> AsyncIterator[Trans
         yield journal
     finally:
         await journal.close()
+
+
+async def _recoverable(tables: Tables, described: DescribedTables, progress: Progress) -> DescribedTables:
+    """Switches point-in-time recovery on where it is off; the description with it, so a restore does so too."""
+    found = []
+    for each in described.tables:
+        if each.name in _COPIED and not each.recovery:
+            progress(f"switching point-in-time recovery of {each.table} on")
+            await switch_recovery_on(tables, each.table, None)
+            found.append(msgspec.structs.replace(each, recovery=True))
+        else:
+            found.append(each)
+    return msgspec.structs.replace(described, tables=tuple(found))
 
 
 async def _description(tables: Tables, folder: Path, manifest: Manifest, progress: Progress) -> DescribedTables:

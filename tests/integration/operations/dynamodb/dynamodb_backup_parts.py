@@ -171,7 +171,7 @@ class Between:
         """Answers an operation, of a table if one is named, with an exception of AWS."""
 
         async def hook(operation: str, request: Mapping[str, Any]) -> None:
-            if operation == refused and request.get("TableName", table) == (table or request.get("TableName")):
+            if operation == refused and table in ("", request.get("TableName")):
                 raise refusal(kind, operation, request)
 
         self.hooks.append(hook)
