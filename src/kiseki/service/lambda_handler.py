@@ -29,7 +29,7 @@ import structlog
 from kiseki.application.system import SystemClock
 from kiseki.kernel.errors import Unavailable
 from kiseki.projection.backoff import Backoff
-from kiseki.service.lambda_parts import LambdaParts, Warm, prepare
+from kiseki.service.lambda_parts import LambdaParts, Source, Warm, prepare
 from kiseki.service.lambda_records import Counts, Delivery, deliveries_of, stream_number
 from kiseki.service.lambda_updater import NoBuild
 from kiseki.service.logging import configure_logging
@@ -102,6 +102,8 @@ class LambdaHandler:
         self._runner: asyncio.Runner | None = None
         self._warm: Warm | None = None
         self._cut_off = False
+        self._table: str | None = None
+        """Of what is open."""
 
     def __call__(self, event: Any, context: LambdaContext) -> dict[str, Any]:
         """Applies the records of an event; the answer for the event source mapping.
@@ -132,7 +134,12 @@ class LambdaHandler:
         if not isinstance(records, list) or not records:
             _log.warning("the event holds no records; is it from an event source mapping of a DynamoDB stream?")
             return None
-        source = parts.source
+        try:
+            source = await self._source(parts)
+        except Unavailable as problem:
+            counts.redelivered = len(records)
+            _log.error("%d records are given back, nobody knows whether they count: %s", len(records), problem)
+            return stream_number(records[0]) or ""
         batch = _Batch(
             deliveries_of(records, table=source.table, region=source.region, commit_of=source.commit_of, counts=counts)
         )
@@ -154,6 +161,16 @@ class LambdaHandler:
         if batch.done == len(batch.deliveries):
             return None
         return _give_back(records, batch, counts)
+
+    async def _source(self, parts: LambdaParts) -> Source:
+        """The stream that counts now, asked each time: what comes of a table that a restore replaced may be of commits
+        that are no more. What is open belongs to one table and is opened anew for another."""
+        source = parts.source if parts.in_force is None else await parts.in_force()
+        if self._table not in (None, source.table):
+            _log.warning("the journal is in table %s now", source.table)
+            await self._let_go()
+        self._table = source.table
+        return source
 
     async def _apply(self, parts: LambdaParts, batch: _Batch, counts: Counts) -> None:
         """Applies the batch page by page, as far as it can be; what is done, and the problem, is in the batch."""

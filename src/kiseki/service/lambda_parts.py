@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from kiseki.application.context import Application
 from kiseki.application.system import SystemClock
 from kiseki.clients.dynamodb_address import DynamoDbAddress
+from kiseki.clients.dynamodb_generations import resolved
 from kiseki.journal.dynamodb.items import commit_of
 from kiseki.journal.port import Commit
 from kiseki.kernel.codec import EventCodec
@@ -62,6 +63,9 @@ class LambdaParts(NamedTuple):
     telemetry: ParkedCounter
     open: Callable[[], Awaitable[Warm]]
     """Opens the stores. Raises Unavailable, SettingsError."""
+    in_force: Callable[[], Awaitable[Source]] | None = None
+    """Asks whose records count now: a restore may have put another table in force. None where none can. Raises
+    Unavailable."""
 
 
 def prepare(environ: Mapping[str, str], directory: Path) -> LambdaParts:
@@ -81,7 +85,11 @@ def prepare(environ: Mapping[str, str], directory: Path) -> LambdaParts:
     async def opened() -> Warm:
         return await open_stores(application, settings, telemetry)
 
-    return LambdaParts(settings, source, telemetry, opened)
+    async def in_force() -> Source:
+        address = await resolved(DynamoDbAddress.parse(store_urls(settings).journal.text), "journal")
+        return source._replace(table=address.table("journal"))
+
+    return LambdaParts(settings, source, telemetry, opened, in_force)
 
 
 async def open_stores(application: Application, settings: Settings, telemetry: ParkedCounter) -> Warm:
