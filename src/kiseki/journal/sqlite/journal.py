@@ -253,8 +253,9 @@ class SqliteJournal:
         free = disk.f_bavail * disk.f_frsize
         needed = 2 * self.limits.commit_bytes
         if disk.f_blocks and free < needed:
+            # Always the same words: a change is logged, and a log that grows fills the disk further.
             raise JournalUnavailable(
-                f"the journal {self._path} is short of space: {free} bytes are free and a commit may need {needed}"
+                f"the journal {self._path} is short of space: a commit may need {needed} bytes, and fewer are free"
             )
         connection.execute(_PROVE_WRITABLE)
 
