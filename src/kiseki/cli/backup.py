@@ -185,7 +185,9 @@ def restore(
         except BaseException as problem:
             await _record(audit, _event("restore.done", "failed", "", _code(problem)))
             raise
-        await _record(audit, _event("restore.done", "done", report.journal_from or report.keys_from))
+        await _record(
+            audit, _event("restore.done", "done", report.journal_from or report.keys_from or report.read_models_from)
+        )
         if json:
             print(_json(report))
         else:
@@ -229,6 +231,10 @@ def _tell_restored(report: RestoreReport) -> None:
         print(f"keys: restored from {report.keys_from}")
         if report.keys_kept:
             print(f"  what was there before is kept: {report.keys_kept}; remove it within 7 days")
+    if report.read_models_from:
+        print(f"read models: restored from {report.read_models_from}: {report.builds:,} builds")
+        if report.read_models_kept:
+            print(f"  what was there before is kept: {report.read_models_kept}; remove it within 7 days")
     if report.people_without_keys:
         print(f"  of {report.people_without_keys:,} people there is data in the journal and no key: it can't be read")
     if report.audit_records:

@@ -17,6 +17,7 @@ from kiseki.operations.backup.files import opened_backup
 from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backup.port import Progress
 from kiseki.operations.backup.prune import PRIVATE, Pruned, prune
+from kiseki.operations.backup.read_models import ReadModelsOfOneLife
 from kiseki.operations.backup.verify import verified, verify_journal, verify_keys, verify_read_models
 from kiseki.operations.drivers import Drivers
 from kiseki.operations.errors import BackupRefused
@@ -109,9 +110,10 @@ class Backups:
 
     async def create(self, part: Part, progress: Progress) -> tuple[Manifest, Verification]:
         """Makes a backup of a part, and proves it. Raises as `create_backup` and `verify`."""
-        manifest = await create_backup(
-            part, self.drivers.of(part), self.catalog(part), clock=self.clock, progress=progress
-        )
+        driver = self.drivers.of(part)
+        if part is Part.READ_MODELS:
+            driver = ReadModelsOfOneLife(driver, self.live.journal)
+        manifest = await create_backup(part, driver, self.catalog(part), clock=self.clock, progress=progress)
         return manifest, await self.verify(manifest, progress)
 
     async def verify(self, manifest: Manifest, progress: Progress) -> Verification:

@@ -23,7 +23,7 @@ from kiseki.service.erasures import erasure_replay
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores
 
-__all__ = ["BuildsInUse", "catch_up", "forget_builds", "replay_erasures"]
+__all__ = ["BuildsInUse", "catch_up", "forget_builds", "refuse_running", "replay_erasures"]
 
 _LOOK: Final = 0.5
 
@@ -74,7 +74,7 @@ async def forget_builds(builds: BuildCatalog) -> int:
     for projection, version in sorted({(one.name.projection, one.name.version) for one in found}):
         ownership = await builds.own(projection, version)
         if ownership is None:
-            raise BuildsInUse(f"a process runs the projection {projection}; stop kiseki, and run the same again")
+            raise _in_use(projection)
         try:
             for build in found:
                 if (build.name.projection, build.name.version) == (projection, version):
@@ -84,6 +84,19 @@ async def forget_builds(builds: BuildCatalog) -> int:
         finally:
             await ownership.release()
     return len(found)
+
+
+async def refuse_running(builds: BuildCatalog) -> None:
+    """Raises BuildsInUse when a process runs a projection; Unavailable."""
+    for projection, version in sorted({(one.name.projection, one.name.version) for one in await builds.builds()}):
+        ownership = await builds.own(projection, version)
+        if ownership is None:
+            raise _in_use(projection)
+        await ownership.release()
+
+
+def _in_use(projection: str) -> BuildsInUse:
+    return BuildsInUse(f"a process runs the projection {projection}; stop kiseki, and run the same again")
 
 
 async def _follow(application: Application, settings: Settings, stores: Stores, stop: asyncio.Event) -> None:

@@ -6,6 +6,8 @@
 3. The keys take their place, then the journal, each in one step; its feed begins a new epoch.
 4. The ledger of erasures is replayed, and read models are built from the journal.
 
+Read models alone, by name, come from a backup of theirs: see `restoring_read_models`. Step 4 follows.
+
 What is refused before step 2 leaves everything as it was. A run that was killed is made good by the same one again.
 """
 
@@ -32,6 +34,7 @@ from kiseki.operations.backup.restore import check_journal, check_keys, discarde
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, catch_up, forget_builds, replay_erasures
 from kiseki.operations.errors import BackupMissing, RestoreRefused
+from kiseki.operations.restoring_read_models import restore_read_models
 from kiseki.operations.sources import journal_source, key_source
 from kiseki.security.key_store import KeyStore
 from kiseki.security.master_keys import open_master_keys
@@ -49,11 +52,11 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator asked for."""
 
     parts: frozenset[Part] = frozenset()
-    """What to restore; journal and key store, as far as they are lost, when empty."""
+    """What to restore; journal and key store, as far as they are lost, when empty. Read models by themselves."""
     identity: str | None = None
-    """A backup of the journal; the newest there is, when None."""
+    """A backup of the journal, or of the read models; the newest there is, when None."""
     until: datetime | None = None
-    """The journal as it was at a time (UTC)."""
+    """The journal, or the read models, as of a time (UTC)."""
     discard_newer: bool = False
     """What is live and newer may be lost. It is kept aside."""
     catch_up: bool = True
@@ -73,6 +76,10 @@ class RestoreReport(msgspec.Struct, kw_only=True):
     lost_keys: int | None = 0
     people_without_keys: int = 0
     """Whose data in the journal can't be read any more, because their keys are younger than the copy of the keys."""
+    read_models_from: str = ""
+    builds: int = 0
+    """Restored builds of read models."""
+    read_models_kept: str = ""
     audit_records: int = 0
     erasures: str = ""
     left: list[str] = []
@@ -88,8 +95,10 @@ async def restore(backups: Backups, application: Application, plan: RestorePlan,
     """
     began = time.monotonic()
     report = RestoreReport()
-    place = backups.place(Part.JOURNAL if Part.JOURNAL in backups.parts else Part.KEYS)
-    async with place.lock("restore.lock"):
+    _refuse_mixed(plan)
+    # Whatever is restored, and by whom: one place is the same for all.
+    known = [part for part in (Part.JOURNAL, Part.KEYS, Part.READ_MODELS) if part in backups.parts]
+    async with backups.place(known[0] if known else Part.KEYS).lock("restore.lock"):
         parts = plan.parts or await _lost(backups)
         run = _Restore(backups, plan, report, progress)
         if parts & {Part.JOURNAL, Part.KEYS}:
@@ -98,7 +107,9 @@ async def restore(backups: Backups, application: Application, plan: RestorePlan,
             report.audit_records = await backups.put_back_audit(progress)
         elif not plan.parts:
             await run.put_back_audit()
-        if Part.JOURNAL in parts or Part.KEYS in parts:
+        if Part.READ_MODELS in parts:
+            await run.read_models(application)
+        if parts & {Part.JOURNAL, Part.KEYS, Part.READ_MODELS}:
             await run.bring_into_force(application)
     report.seconds = time.monotonic() - began
     return report
@@ -130,6 +141,21 @@ async def restore_cluster(backups: Backups, folder: Path, until: datetime | None
     report.journal_kept, report.left = switched.kept, list(switched.left)
     report.seconds = time.monotonic() - began
     return report
+
+
+def _refuse_mixed(plan: RestorePlan) -> None:
+    if Part.READ_MODELS not in plan.parts:
+        return
+    if plan.parts & {Part.JOURNAL, Part.KEYS}:
+        raise RestoreRefused(
+            "read models are built anew from a journal that is restored, and can't be restored with it or its keys; "
+            "leave --part read-models out"
+        )
+    if not plan.catch_up:
+        raise RestoreRefused(
+            "restored read models may hold people who were erased since, so they are brought up to the journal before "
+            "anything is served; leave --no-catch-up out"
+        )
 
 
 async def _lost(backups: Backups) -> frozenset[Part]:
@@ -181,6 +207,15 @@ class _Restore:
                 switched = await journal.switch()
                 self._report.journal_kept = switched.kept
                 self._report.left += switched.left
+
+    async def read_models(self, application: Application) -> None:
+        """Puts read models back where the journal has all that they have applied."""
+        done = await restore_read_models(
+            self._backups, application, self._plan.identity, self._plan.until, self._progress
+        )
+        self._report.read_models_from, self._report.builds = done.source, done.builds
+        self._report.read_models_kept = done.kept
+        self._report.left += done.left
 
     async def put_back_audit(self) -> None:
         """Puts back what the audit log lacks, where there is a backup of it. Nobody asked: it is no failure if not."""

@@ -14,7 +14,7 @@ from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backups import Backups
 from kiseki.operations.errors import BackupMissing
 
-__all__ = ["Source", "journal_source", "key_source"]
+__all__ = ["Source", "journal_source", "key_source", "read_model_backup"]
 
 T = TypeVar("T")
 
@@ -74,6 +74,16 @@ async def key_source(backups: Backups) -> Source[StagedKeys]:
     return Source(_name(manifest), staged)
 
 
+async def read_model_backup(backups: Backups, identity: str | None, until: datetime | None) -> Manifest:
+    """The backup of an id; else the newest, of before a time (UTC). Raises BackupMissing, BackupDamaged."""
+    if identity is not None:
+        return await backups.catalog(Part.READ_MODELS).find(Part.READ_MODELS, identity)
+    newest = await _newest(backups, Part.READ_MODELS, until)
+    if newest is None:
+        raise _missing(Part.READ_MODELS, backups, until)
+    return newest
+
+
 def _journal_backup(backups: Backups, manifest: Manifest) -> Source[StagedJournal]:
     @asynccontextmanager
     async def staged(_work: Path, progress: Progress) -> AsyncIterator[StagedJournal]:
@@ -98,6 +108,6 @@ def _name(manifest: Manifest) -> str:
 def _missing(part: Part, backups: Backups, until: datetime | None) -> BackupMissing:
     when = "" if until is None else f" of before {until:%Y-%m-%d %H:%M:%S} UTC"
     return BackupMissing(
-        f"there is no backup of {part}{when} in {backups.place(part).label}; check the settings `backup` and "
-        "`backup_keys`"
+        f"there is no backup of {part}{when} in {backups.place(part).label}; check the settings `backup`, "
+        "`backup_keys` and `backup_read_models`"
     )

@@ -73,6 +73,8 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     """What other parts hold: keys, erasures, records, …"""
     digest: str = ""
     """Over what other parts hold; the driver says how."""
+    journal_life: str = ""
+    """Of read models: the life of the journal that they were copied in (`TransferableJournal.life`)."""
     references: Mapping[str, str] = {}
     """What is kept elsewhere, by what it is: names of backups in AWS."""
 

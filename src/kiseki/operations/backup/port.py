@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from kiseki.journal.transfer.transferable import TransferableJournal
 from kiseki.operations.backup.manifest import Contents, Made, Manifest
+from kiseki.projection.port import BuildCatalog
 from kiseki.security.key_store import KeyStore
 
 __all__ = [
@@ -124,6 +125,13 @@ class ReadModelBackups(PartBackups, Protocol):
 
     async def check(self, folder: Path, manifest: Manifest) -> Sequence[str]:
         """Restores into a throw-away place and says what is wrong with it, a line each; nothing when it is sound."""
+        ...
+
+    def opened(self, folder: Path, manifest: Manifest) -> AbstractAsyncContextManager[BuildCatalog]:
+        """Restores a backup into a throw-away place, and opens it to be read; gone at the end.
+
+        Raises BackupDamaged when it is not sound.
+        """
         ...
 
     async def stage(self, folder: Path, manifest: Manifest, progress: Progress) -> Staged:

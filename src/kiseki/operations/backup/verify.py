@@ -25,6 +25,7 @@ __all__ = [
     "LiveKeys",
     "lost_keys",
     "refuse_other_contents",
+    "unsound",
     "verified",
     "verify_journal",
     "verify_keys",
@@ -124,9 +125,14 @@ async def verify_read_models(
     async with opened_backup(catalog, manifest, progress) as folder:
         problems = await driver.check(folder, manifest)
     if problems:
-        raise BackupDamaged(f"the backup {manifest.id} is not sound: {problems[0]}; use another one, or build anew")
+        raise unsound(manifest, problems)
     counted = ", ".join(f"{count:,} {what}" for what, count in manifest.made.counts.items())
     return f"restored and sound{f': {counted}' if counted else ''}"
+
+
+def unsound(manifest: Manifest, problems: Sequence[str]) -> BackupDamaged:
+    """What to raise of a backup of read models in which something is wrong."""
+    return BackupDamaged(f"the backup {manifest.id} is not sound: {problems[0]}; use another one, or build anew")
 
 
 def refuse_other_contents(name: str, wanted: Contents | None, there: Contents) -> None:

@@ -9,7 +9,8 @@ import asyncio
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from kiseki.clients.postgres import PostgresAddress, PostgresConnection, quoted
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
+from kiseki.operations.backup.verify import unsound
 from kiseki.operations.errors import BackupRefused, OperationFailed
 from kiseki.operations.postgres.dump import Dumps
 from kiseki.operations.postgres.grants import Grants, apply_grants, load_grants, read_grants, save_grants
@@ -26,6 +28,7 @@ from kiseki.operations.postgres.programs import PostgresPrograms
 from kiseki.operations.postgres.scratch import Scratch
 from kiseki.operations.postgres.session import at_once, explained_server, server_of, session, view
 from kiseki.operations.postgres.switch import StagedSchemas, Switching, staged_name
+from kiseki.projection.port import BuildCatalog
 from kiseki.query.postgres.read_models import PostgresReadModels
 from kiseki.query.postgres.schema import COMPONENT, MIGRATIONS
 
@@ -106,6 +109,21 @@ class PostgresReadModelBackups:
         """As ReadModelBackups: every table has to hold as many rows as it had."""
         async with self._dumps.restored(folder, manifest) as scratch:
             return await _problems(dataclasses.replace(scratch, schema=_schema_of(manifest)), manifest)
+
+    @asynccontextmanager
+    async def opened(self, folder: Path, manifest: Manifest) -> AsyncIterator[BuildCatalog]:
+        """As ReadModelBackups."""
+        async with self._dumps.restored(folder, manifest) as scratch:
+            address = dataclasses.replace(scratch, schema=_schema_of(manifest))
+            problems = await _problems(address, manifest)
+            if problems:
+                raise unsound(manifest, problems)
+            await PostgresReadModels.migrate(address)
+            models = await PostgresReadModels.open(address, clock=self._clock, pool=1, writers=1)
+            try:
+                yield models.builds
+            finally:
+                await models.close()
 
     async def stage(self, folder: Path, manifest: Manifest, progress: Progress) -> PostgresStagedReadModels:
         """As ReadModelBackups: each build in a schema of its own, in the same database."""

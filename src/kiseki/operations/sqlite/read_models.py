@@ -6,14 +6,15 @@ import shutil
 import sqlite3
 import tempfile
 import urllib.parse
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Final
 
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
+from kiseki.operations.backup.verify import unsound
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import BackupRefused, OperationFailed
 from kiseki.operations.places.threads import in_thread
@@ -27,8 +28,9 @@ from kiseki.operations.sqlite.copying import (
     sync_directory,
     unpacked,
 )
-from kiseki.projection.port import BuildName
+from kiseki.projection.port import BuildCatalog, BuildName
 from kiseki.query.sqlite.files import BuildFiles
+from kiseki.query.sqlite.read_models import SqliteReadModels
 
 __all__ = ["SqliteReadModelBackups"]
 
@@ -110,6 +112,21 @@ class SqliteReadModelBackups:
                 return _problems(Path(work))
 
         return await in_thread(look)
+
+    @asynccontextmanager
+    async def opened(self, folder: Path, manifest: Manifest) -> AsyncIterator[BuildCatalog]:
+        """As ReadModelBackups."""
+        with tempfile.TemporaryDirectory(prefix="kiseki-restore-") as work:
+            place = Path(work)
+            await in_thread(lambda: _unpack_all(folder, manifest, place))
+            problems = await in_thread(lambda: _problems(place))
+            if problems:
+                raise unsound(manifest, problems)
+            models = await SqliteReadModels.open(place, clock=self._clock)
+            try:
+                yield models.builds
+            finally:
+                await models.close()
 
     async def stage(self, folder: Path, manifest: Manifest, progress: Progress) -> _StagedFolder:
         """As ReadModelBackups."""
