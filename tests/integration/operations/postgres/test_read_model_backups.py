@@ -9,7 +9,7 @@ import pytest
 from kiseki.clients.postgres import PostgresAddress
 from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backup.port import nothing
-from kiseki.operations.errors import RestoreRefused
+from kiseki.operations.errors import BackupDamaged, RestoreRefused
 from kiseki.operations.postgres.read_models import PostgresReadModelBackups
 from kiseki.operations.postgres.scratch import Scratch
 from kiseki.projection.port import BuildName
@@ -103,7 +103,13 @@ async def test_after_everything_is_lost(
     await place.models.close()
     storage.sql(f"DROP TABLE {DEFAULT_SCHEMA}.read_model_owners")
     assert await driver.check(tmp_path, manifest) == []
+    async with driver.opened(tmp_path, manifest) as builds:
+        assert [build.name for build in await builds.builds()] == [BuildName("totals", 1, 1)]
+        assert list(await builds.guards(BuildName("totals", 1, 1))) == [(A, 1)]
     altered = manifest_of(
         type(manifest.made)(store="x", method="x", as_of=manifest.made.as_of, counts={"rows": 7}, digest="x")
     )
     assert "should hold 7" in (await driver.check(tmp_path, altered))[0]
+    with pytest.raises(BackupDamaged, match="should hold 7"):
+        async with driver.opened(tmp_path, altered):
+            pass

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kiseki.operations.backup.manifest import Manifest, Part
-from kiseki.operations.errors import BackupRefused, RestoreRefused
+from kiseki.operations.errors import BackupDamaged, BackupRefused, RestoreRefused
 from kiseki.operations.sqlite.read_models import SqliteReadModelBackups
 from kiseki.projection.port import BuildName
 from kiseki.query.sqlite.files import BuildFiles, connect
@@ -38,7 +38,7 @@ async def directory(tmp_path: Path) -> Path:
     await models.close()
     with closing(sqlite3.connect(path / "catalog.sqlite")) as catalog, catalog:
         for name in _NAMES:
-            catalog.execute("INSERT INTO builds VALUES (?, ?, ?, 'building', '2026', NULL, NULL, NULL)", name)
+            catalog.execute("INSERT INTO builds VALUES (?, ?, ?, 'building', '2026-01-01T00:00:00+00:00', NULL, NULL, NULL)", name)
     for name in _NAMES:
         with closing(connect(BuildFiles(path).build(name), busy_timeout=1, create=True, sync="NORMAL")) as build, build:
             build.execute("CREATE TABLE rows (name TEXT)")
@@ -87,6 +87,17 @@ async def test_a_copy_that_lacks_something_is_not_sound(directory: Path, tmp_pat
     (tmp_path / "copy" / lost).unlink()
     manifest = manifest_of(tmp_path / "copy", manifest.made, Part.READ_MODELS)
     assert len(await backups_of(directory).check(tmp_path / "copy", manifest)) == 1
+    with pytest.raises(BackupDamaged, match="is not sound"):
+        async with backups_of(directory).opened(tmp_path / "copy", manifest):
+            pass
+
+
+async def test_a_copy_is_opened_in_a_throw_away_place(directory: Path, tmp_path: Path) -> None:
+    manifest = await made(directory, tmp_path / "copy")
+    shutil.rmtree(directory)
+    async with backups_of(directory).opened(tmp_path / "copy", manifest) as builds:
+        assert [build.name for build in await builds.builds()] == _NAMES
+    assert not directory.exists()
 
 
 async def test_no_read_models_are_no_copy(directory: Path, tmp_path: Path) -> None:
