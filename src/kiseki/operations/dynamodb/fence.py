@@ -8,15 +8,16 @@ Not seen on AWS: the emulator keeps policies and does not apply them; tests appl
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kiseki.clients.dynamodb import ConditionFailed, DynamoDbRefused
 from kiseki.operations.dynamodb.calls import Tables
-from kiseki.operations.errors import OperationFailed, RestoreRefused
+from kiseki.operations.errors import RestoreRefused
 
-__all__ = ["is_fence", "lift_fence", "policy_of", "put_fence", "wait_for_fence"]
+__all__ = ["Fencing", "is_fence", "lift_fence", "policy_of", "put_fence", "wait_for_fence"]
 
 _SID: Final = "KisekiFence"
 _WRITES: Final = (
@@ -29,8 +30,18 @@ _WRITES: Final = (
     "dynamodb:UpdateItem",
 )
 """A transaction needs the rights of the writes that are in it."""
-_TIMES: Final = 3
-"""Refusals in a row that are believed: a policy does not reach all of AWS at once."""
+
+
+class Fencing(NamedTuple):
+    """How a fence is believed."""
+
+    within: float = 120.0
+    """Seconds that AWS gets to refuse writes."""
+    holds: float = 10.0
+    """Seconds for which every probe has to be refused: a policy does not reach all of AWS at once, and AWS gives no
+    bound."""
+    pause: float = 0.25
+    """Seconds between probes."""
 
 
 def is_fence(statement: Any) -> bool:
@@ -62,28 +73,28 @@ async def put_fence(tables: Tables, table: str, run: str) -> None:
     await _put(tables, arn, {**policy, "Statement": [*others, fence]})
 
 
-async def wait_for_fence(tables: Tables, table: str, key: dict[str, Any], patience: float) -> None:
+async def wait_for_fence(tables: Tables, table: str, key: dict[str, Any], fencing: Fencing) -> None:
     """Returns once writes to a table are refused. `key` is one that no item has.
 
-    Raises RestoreRefused when they are not within `patience` seconds.
+    Raises RestoreRefused when they are not in time.
     """
-    refused = 0
-
-    async def look() -> bool | None:
-        nonlocal refused
-        refused = refused + 1 if await _refuses(tables, table, key) else 0
-        return True if refused >= _TIMES else None
-
     if await tables.describe(table) is None:
         return
-    try:
-        await tables.until(look, "", patience)
-    except OperationFailed as problem:
-        raise RestoreRefused(
-            f"{table} goes on taking writes {patience:g} s after a policy denies them, so processes that run could go "
-            "on acknowledging what is not restored; stop all of them, say so (writers_stopped), and run the same "
-            "again. Nothing was changed"
-        ) from problem
+    now = asyncio.get_running_loop().time
+    began = now()
+    refused_since: float | None = None
+    while refused_since is None or now() - refused_since < fencing.holds:
+        if not await _refuses(tables, table, key):
+            refused_since = None
+            if now() - began >= fencing.within:
+                raise RestoreRefused(
+                    f"{table} goes on taking writes {fencing.within:g} s after a policy denies them, so processes that "
+                    "run could go on acknowledging what is not restored; stop all of them, say so (writers_stopped), "
+                    "and run the same again. Nothing was changed"
+                )
+        elif refused_since is None:
+            refused_since = now()
+        await asyncio.sleep(fencing.pause)
 
 
 async def lift_fence(tables: Tables, table: str, run: str) -> None:

@@ -37,6 +37,7 @@ from kiseki.operations.dynamodb.backups import copy_tables, delete_copies, must_
 from kiseki.operations.dynamodb.calls import Tables, opened_tables
 from kiseki.operations.dynamodb.claims import mend_claims
 from kiseki.operations.dynamodb.described import DescribedTables, describe, read_described, write_described
+from kiseki.operations.dynamodb.fence import Fencing
 from kiseki.operations.dynamodb.moments import AT, CLAIMS_BEFORE, ON_DEMAND
 from kiseki.operations.dynamodb.parts import PARTS, SPECS
 from kiseki.operations.dynamodb.restored import (
@@ -47,7 +48,7 @@ from kiseki.operations.dynamodb.restored import (
     switch_recovery_on,
 )
 from kiseki.operations.dynamodb.runs import Runs
-from kiseki.operations.dynamodb.staging import FENCED_WITHIN, StagedTables
+from kiseki.operations.dynamodb.staging import StagedTables
 
 __all__ = ["DynamoDbJournalBackups", "DynamoDbStagedJournal"]
 
@@ -67,14 +68,14 @@ class DynamoDbJournalBackups:
         *,
         clock: Clock,
         writers_stopped: bool = False,
-        fenced_within: float = FENCED_WITHIN,
+        fencing: Fencing | None = None,
     ) -> None:
         """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused. Else
-        it waits `fenced_within` seconds for that."""
+        it waits for that as `fencing` says."""
         self._address = address
         self._clock = clock
         self._writers_stopped = writers_stopped
-        self._fenced_within = fenced_within
+        self._fencing = fencing or Fencing()
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Switches point-in-time recovery on where it is off. Of contents nothing is known: no view of
@@ -135,7 +136,7 @@ class DynamoDbJournalBackups:
                 force,
                 left=left,
                 writers_stopped=self._writers_stopped,
-                fenced_within=self._fenced_within,
+                fencing=self._fencing,
                 opened=opened.pop_all(),
             )
             return DynamoDbStagedJournal(staged, manifest, written=written, clock=self._clock)
@@ -164,7 +165,7 @@ class DynamoDbStagedJournal:
 
     async def switch(self) -> Switched:
         """As Staged; `StagedTables` says what is guaranteed."""
-        return await self._staged.switch(self._look_at_live)
+        return await self._staged.switch(before=_nothing_to_carry, after=self._look_at_live)
 
     async def discard(self) -> None:
         """As Staged."""
@@ -178,6 +179,10 @@ class DynamoDbStagedJournal:
             f"{now - self._written:,} commits came to {self._staged.live.table('journal')} while this ran; they are "
             "there, and not in what is live now"
         ]
+
+
+async def _nothing_to_carry() -> None:
+    """What came to the live journal since the copy is what is given up."""
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from kiseki.operations.backup.port import Progress, Switched, nothing
 from kiseki.operations.dynamodb.backups import copy_tables, delete_copies, delete_old_copies, must_be_there
 from kiseki.operations.dynamodb.calls import Tables, opened_tables
 from kiseki.operations.dynamodb.described import DescribedTables, describe, read_described, write_described
+from kiseki.operations.dynamodb.fence import Fencing
 from kiseki.operations.dynamodb.parts import PARTS, SPECS
 from kiseki.operations.dynamodb.restored import (
     TableSource,
@@ -33,7 +34,7 @@ from kiseki.operations.dynamodb.restored import (
     switch_recovery_on,
 )
 from kiseki.operations.dynamodb.runs import Runs
-from kiseki.operations.dynamodb.staging import FENCED_WITHIN, StagedTables
+from kiseki.operations.dynamodb.staging import StagedTables
 from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
 from kiseki.security.key_store import KeyStore
 
@@ -55,14 +56,14 @@ class DynamoDbKeyBackups:
         *,
         clock: Clock,
         writers_stopped: bool = False,
-        fenced_within: float = FENCED_WITHIN,
+        fencing: Fencing | None = None,
     ) -> None:
         """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused. Else
-        it waits `fenced_within` seconds for that."""
+        it waits for that as `fencing` says."""
         self._address = address
         self._clock = clock
         self._writers_stopped = writers_stopped
-        self._fenced_within = fenced_within
+        self._fencing = fencing or Fencing()
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Point-in-time recovery of the keys is switched on, for seven days, or shortened to that."""
@@ -131,7 +132,7 @@ class DynamoDbKeyBackups:
                 force,
                 left=left,
                 writers_stopped=self._writers_stopped,
-                fenced_within=self._fenced_within,
+                fencing=self._fencing,
                 opened=opened.pop_all(),
             )
             return DynamoDbStagedKeys(staged)
@@ -151,19 +152,22 @@ class DynamoDbStagedKeys:
 
     async def switch(self) -> Switched:
         """As Staged. Revocations that are live stay: they are newer."""
-        switched = await self._staged.switch(self._carry)
+        switched = await self._staged.switch(before=self._carry, after=_nothing_to_tell)
         return switched._replace(left=(*switched.left, f"delete {switched.kept} within {_DAYS} days: they hold keys"))
 
     async def discard(self) -> None:
         """As Staged."""
         await self._staged.discard()
 
-    async def _carry(self) -> list[str]:
+    async def _carry(self) -> None:
         """Of those who were erased or signed out since it was staged."""
         tables, live, target = self._staged.tables, self._staged.live, self._staged.address
         await _carry_erasures(tables, live, target)
         await _carry_revocations(tables, live, target)
-        return []
+
+
+async def _nothing_to_tell() -> list[str]:
+    return []
 
 
 @asynccontextmanager

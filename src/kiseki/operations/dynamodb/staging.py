@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Any
 
 from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbRefused, DynamoDbUnavailable
 from kiseki.clients.dynamodb_generations import (
@@ -21,17 +21,15 @@ from kiseki.clients.dynamodb_generations import (
     put_in_force,
 )
 from kiseki.clients.dynamodb_tables import TableSpec
+from kiseki.kernel.errors import KisekiError
 from kiseki.operations.backup.port import Switched
 from kiseki.operations.dynamodb.calls import Tables, refusals
-from kiseki.operations.dynamodb.fence import lift_fence, put_fence, wait_for_fence
+from kiseki.operations.dynamodb.fence import Fencing, lift_fence, put_fence, wait_for_fence
 from kiseki.operations.dynamodb.parts import PARTS, SPECS
 from kiseki.operations.dynamodb.restored import remove_tables
 from kiseki.operations.errors import OperationFailed, RestoreRefused
 
-__all__ = ["FENCED_WITHIN", "StagedTables", "switched_meanwhile"]
-
-FENCED_WITHIN: Final = 120.0
-"""Seconds that AWS gets to put a policy in force."""
+__all__ = ["StagedTables", "switched_meanwhile"]
 
 
 class StagedTables:
@@ -46,7 +44,7 @@ class StagedTables:
         *,
         left: list[str],
         writers_stopped: bool,
-        fenced_within: float,
+        fencing: Fencing,
         opened: AsyncExitStack,
     ) -> None:
         """`left` are lines for the operator; `opened` is let go of at the end."""
@@ -56,7 +54,7 @@ class StagedTables:
         self._run = run
         self._left = left
         self._writers_stopped = writers_stopped
-        self._fenced_within = fenced_within
+        self._fencing = fencing
         self._opened = opened
         self._settled = False
         """Whether nothing is left to discard: in force, perhaps in force, or discarded."""
@@ -71,15 +69,17 @@ class StagedTables:
         """The tables that are in force until the switch."""
         return generation_address(self.tables.address, self.instead_of.generation)
 
-    async def switch(self, before: Callable[[], Awaitable[list[str]]]) -> Switched:
-        """Fences the live tables, awaits `before`, whose lines are for the operator, and puts the restored ones in
-        force. Raises RestoreRefused, OperationFailed, Unavailable; then the live ones are as they were."""
+    async def switch(
+        self, *, before: Callable[[], Awaitable[None]], after: Callable[[], Awaitable[list[str]]]
+    ) -> Switched:
+        """Fences the live tables, awaits `before`, puts the restored ones in force, and awaits `after`, whose lines are
+        for the operator. Raises RestoreRefused, OperationFailed, Unavailable; then the live ones are as they were."""
         with refusals():
             if await self.tables.in_force(self.part) != self.instead_of:
                 raise switched_meanwhile(self.part)
             try:
                 await self._fence()
-                self._left += await before()
+                await before()
             except BaseException:
                 await self._lift()
                 raise
@@ -100,7 +100,7 @@ class StagedTables:
                     "Once DynamoDB answers, see `generation` in the table operations; ten minutes later the same again "
                     "removes what is not in force and lets the old tables be written"
                 ) from problem
-            left = await self._to_do()
+            left = [*await self._to_do(), *await _told(after)]
         await self._opened.aclose()
         names = ", ".join(self.live.table(name) for name in PARTS[self.part])
         return Switched(f"the tables {names}, which take no writes", tuple(left))
@@ -119,7 +119,7 @@ class StagedTables:
             await put_fence(self.tables, self.live.table(spec.name), self._run)
         if not self._writers_stopped:
             for spec in SPECS[self.part]:
-                await wait_for_fence(self.tables, self.live.table(spec.name), _nobodys(spec), self._fenced_within)
+                await wait_for_fence(self.tables, self.live.table(spec.name), _nobodys(spec), self._fencing)
 
     async def _lift(self) -> None:
         for name in PARTS[self.part]:
@@ -136,6 +136,14 @@ class StagedTables:
             if stream:
                 left.append(f"an updater that is a Lambda needs an event source mapping of the new stream: {stream}")
         return [*left, *self._left]
+
+
+async def _told(after: Callable[[], Awaitable[list[str]]]) -> list[str]:
+    """The lines; it is switched, so what fails now is one of them."""
+    try:
+        return await after()
+    except KisekiError as problem:
+        return [f"whether the old tables got commits meanwhile is not known: {problem}"]
 
 
 def switched_meanwhile(part: StorePart) -> RestoreRefused:

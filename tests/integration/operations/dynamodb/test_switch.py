@@ -16,7 +16,7 @@ from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.operations.backup.manifest import Manifest
 from kiseki.operations.backup.port import nothing
 from kiseki.operations.dynamodb.calls import opened_tables
-from kiseki.operations.dynamodb.fence import policy_of
+from kiseki.operations.dynamodb.fence import Fencing, policy_of
 from kiseki.operations.dynamodb.journal import DynamoDbJournalBackups
 from kiseki.operations.errors import OperationFailed, RestoreRefused
 from kiseki.service.dynamodb_stores import DynamoDbStores
@@ -32,6 +32,8 @@ from tests.integration.operations.dynamodb.dynamodb_backup_parts import (
     manifest_of,
     refusal,
 )
+
+QUICK = Fencing(holds=0.2, pause=0.02)
 
 
 async def backed_up(address: DynamoDbAddress, tmp_path: Path) -> tuple[Path, Manifest]:
@@ -87,7 +89,8 @@ async def test_a_writer_that_lives_on_acknowledges_nothing_after_the_switch(
                 await asyncio.sleep(0)
 
     writer = asyncio.create_task(write())
-    staged = await DynamoDbJournalBackups(address, clock=RealClock()).stage(folder, manifest, nothing)
+    backups = DynamoDbJournalBackups(address, clock=RealClock(), fencing=QUICK)
+    staged = await backups.stage(folder, manifest, nothing)
     switched = await staged.switch()
     await writer
     assert acknowledged
@@ -104,9 +107,9 @@ async def test_a_writer_that_lives_on_acknowledges_nothing_after_the_switch(
 async def test_without_a_fence_nothing_is_switched(address: DynamoDbAddress, tmp_path: Path) -> None:
     """The emulator keeps policies and does not apply them."""
     folder, manifest = await backed_up(address, tmp_path)
-    staged = await DynamoDbJournalBackups(address, clock=RealClock(), fenced_within=0.3).stage(
-        folder, manifest, nothing
-    )
+    staged = await DynamoDbJournalBackups(
+        address, clock=RealClock(), fencing=Fencing(within=0.3, holds=0.1, pause=0.02)
+    ).stage(folder, manifest, nothing)
     with pytest.raises(RestoreRefused, match="goes on taking writes"):
         await staged.switch()
     await staged.discard()
