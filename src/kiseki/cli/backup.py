@@ -158,6 +158,7 @@ def restore(
     application: str | None,
     until: str | None,
     discard_newer: bool,
+    writers_stopped: bool,
     catch_up: bool,
     cluster: Path | None,
     config: Path | None,
@@ -196,7 +197,7 @@ def restore(
             _complain(f"left to you: {line}")
         return 0
 
-    return _run(settings, work)
+    return _run(settings, work, writers_stopped=writers_stopped)
 
 
 def protect(*, once: bool, config: Path | None, data_dir: Path | None) -> int:
@@ -288,7 +289,12 @@ async def _chosen(
     return found
 
 
-def _run(settings: Settings, work: Callable[[Backups, AuditLog, Callable[[str], None]], Awaitable[T]]) -> T:
+def _run(
+    settings: Settings,
+    work: Callable[[Backups, AuditLog, Callable[[str], None]], Awaitable[T]],
+    *,
+    writers_stopped: bool = False,
+) -> T:
     """Runs a piece of work that is recorded in the audit log."""
 
     async def audited(backups: Backups, tell: Callable[[str], None]) -> T:
@@ -298,14 +304,19 @@ def _run(settings: Settings, work: Callable[[Backups, AuditLog, Callable[[str], 
         finally:
             await audit.close()
 
-    return _run_unaudited(settings, audited)
+    return _run_unaudited(settings, audited, writers_stopped=writers_stopped)
 
 
-def _run_unaudited(settings: Settings, work: Callable[[Backups, Callable[[str], None]], Awaitable[T]]) -> T:
+def _run_unaudited(
+    settings: Settings,
+    work: Callable[[Backups, Callable[[str], None]], Awaitable[T]],
+    *,
+    writers_stopped: bool = False,
+) -> T:
     console = Console(stderr=True)
 
     async def run() -> T:
-        async with Backups.opened(settings) as backups:
+        async with Backups.opened(settings, writers_stopped=writers_stopped) as backups:
             if not console.is_terminal:
                 return await work(backups, lambda _: None)
             with console.status("") as status:

@@ -544,6 +544,9 @@ def backup_restore(
     discard_newer: Annotated[
         bool, typer.Option("--discard-newer", help="What is live and newer may be lost; it is kept aside.")
     ] = False,
+    writers_stopped: Annotated[
+        bool, typer.Option("--writers-stopped", help="DynamoDB: no process of the service runs, so none can be fenced.")
+    ] = False,
     catch_up: Annotated[bool, typer.Option(help="Build read models before it is done.")] = True,
     cluster: Annotated[
         Path | None, typer.Option(help="PostgreSQL: put a whole cluster together in this empty folder.")
@@ -562,6 +565,7 @@ def backup_restore(
         application=application,
         until=until,
         discard_newer=discard_newer,
+        writers_stopped=writers_stopped,
         catch_up=catch_up,
         cluster=None if cluster is None else cluster.absolute(),
         config=config,

@@ -45,23 +45,26 @@ _SETTINGS: Final = {
 class Backups:
     """The backups of one service. `opened` is the way in; belongs to one event loop."""
 
-    def __init__(self, settings: Settings, secrets: SecretSource, opened: AsyncExitStack) -> None:
+    def __init__(
+        self, settings: Settings, secrets: SecretSource, opened: AsyncExitStack, *, writers_stopped: bool = False
+    ) -> None:
         self.settings = settings
         self.secrets = secrets
         self.live = LiveStores(settings, secrets)
         self.clock = SystemClock()
-        self.drivers = Drivers(settings, secrets, live=self.live, clock=self.clock)
+        self.drivers = Drivers(settings, secrets, live=self.live, clock=self.clock, writers_stopped=writers_stopped)
         self._opened = opened
         self._places: dict[str, Place] = {}
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, settings: Settings) -> AsyncIterator[Self]:
-        """For the time of a piece of work. Raises BackupRefused when places and stores would not be apart."""
+    async def opened(cls, settings: Settings, *, writers_stopped: bool = False) -> AsyncIterator[Self]:
+        """For the time of a piece of work. `writers_stopped`: the operator says that no process of the service writes.
+        Raises BackupRefused when places and stores would not be apart."""
         for mixed in mixed_places(settings):
             raise BackupRefused(f"{mixed.problem}; {mixed.remedy}")
         async with opened_secrets(settings) as secrets, AsyncExitStack() as opened:
-            yield cls(settings, secrets, opened)
+            yield cls(settings, secrets, opened, writers_stopped=writers_stopped)
 
     @property
     def is_embedded(self) -> bool:

@@ -38,11 +38,21 @@ __all__ = ["Drivers"]
 class Drivers:
     """Makes the drivers of one service's stores. Raises SettingsError, StoreUrlInvalid."""
 
-    def __init__(self, settings: Settings, secrets: SecretSource, *, live: LiveStores, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        secrets: SecretSource,
+        *,
+        live: LiveStores,
+        clock: Clock,
+        writers_stopped: bool = False,
+    ) -> None:
+        """`writers_stopped`: the operator says that no process writes, which DynamoDB can't show."""
         self._settings = settings
         self._secrets = secrets
         self._clock = clock
         self._live = live
+        self._writers_stopped = writers_stopped
         self._urls = store_urls(settings)
 
     def of(self, part: Part) -> PartBackups:
@@ -70,7 +80,9 @@ class Drivers:
             case StoreKind.DYNAMODB:
                 from kiseki.operations.dynamodb.journal import DynamoDbJournalBackups  # noqa: PLC0415
 
-                return DynamoDbJournalBackups(self._dynamodb(url), clock=self._clock)
+                return DynamoDbJournalBackups(
+                    self._dynamodb(url), clock=self._clock, writers_stopped=self._writers_stopped
+                )
 
     def keys(self) -> KeyBackups:
         """What copies the key store."""
@@ -85,7 +97,7 @@ class Drivers:
             case StoreKind.DYNAMODB:
                 from kiseki.operations.dynamodb.keys import DynamoDbKeyBackups  # noqa: PLC0415
 
-                return DynamoDbKeyBackups(self._dynamodb(url), clock=self._clock)
+                return DynamoDbKeyBackups(self._dynamodb(url), clock=self._clock, writers_stopped=self._writers_stopped)
 
     def read_models(self) -> ReadModelBackups:
         """What copies the read models."""
@@ -168,6 +180,10 @@ class Drivers:
         from kiseki.operations.postgres.programs import PostgresPrograms  # noqa: PLC0415
 
         return PostgresPrograms(self._settings.postgres_programs)
+
+    def dynamodb_address(self) -> DynamoDbAddress:
+        """The tables of a journal that is on DynamoDB. Raises StoreUrlInvalid."""
+        return self._dynamodb(self._urls.journal)
 
     def _dynamodb(self, url: StoreUrl) -> DynamoDbAddress:
         from kiseki.clients.dynamodb import DynamoDbAddress  # noqa: PLC0415

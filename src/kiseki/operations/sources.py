@@ -13,6 +13,7 @@ from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backups import Backups
 from kiseki.operations.errors import BackupMissing
+from kiseki.service.store_urls import StoreKind, store_urls
 
 __all__ = ["Source", "journal_source", "key_source", "read_model_backup"]
 
@@ -33,6 +34,8 @@ async def journal_source(backups: Backups, identity: str | None, until: datetime
     catalog = backups.catalog(Part.JOURNAL)
     if identity is not None:
         return _journal_backup(backups, await catalog.find(Part.JOURNAL, identity))
+    if until is not None and store_urls(backups.settings).journal.kind is StoreKind.DYNAMODB:
+        return await _dynamodb_second(backups, until)
     newest = await _newest(backups, Part.JOURNAL, until)
     # A cluster is recovered as a whole, with the server stopped: not here.
     protection = backups.journal_protection() if backups.is_embedded else None
@@ -82,6 +85,19 @@ async def read_model_backup(backups: Backups, identity: str | None, until: datet
     if newest is None:
         raise _missing(Part.READ_MODELS, backups, until)
     return newest
+
+
+async def _dynamodb_second(backups: Backups, until: datetime) -> Source[StagedJournal]:
+    """DynamoDB's own continuous backup. Raises BackupMissing when it does not reach that far."""
+    from kiseki.operations.dynamodb.moments import point_in_time  # noqa: PLC0415
+
+    manifest = await point_in_time(backups.drivers.dynamodb_address(), until, backups.clock)
+
+    @asynccontextmanager
+    async def staged(work: Path, progress: Progress) -> AsyncIterator[StagedJournal]:
+        yield await backups.drivers.journal().stage(work, manifest, progress)
+
+    return Source(f"point-in-time recovery, {manifest.made.as_of:%Y-%m-%d %H:%M:%S} UTC", staged)
 
 
 def _journal_backup(backups: Backups, manifest: Manifest) -> Source[StagedJournal]:

@@ -89,8 +89,8 @@ async def wait_for_fence(tables: Tables, table: str, key: dict[str, Any], fencin
             if now() - began >= fencing.within:
                 raise RestoreRefused(
                     f"{table} goes on taking writes {fencing.within:g} s after a policy denies them, so processes that "
-                    "run could go on acknowledging what is not restored; stop all of them, say so (writers_stopped), "
-                    "and run the same again. Nothing was changed"
+                    "run could go on acknowledging what is not restored; stop all of them, and run the same with "
+                    "--writers-stopped. Nothing was changed"
                 )
         elif refused_since is None:
             refused_since = now()
