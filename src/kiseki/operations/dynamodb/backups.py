@@ -28,8 +28,6 @@ class Copied(NamedTuple):
     arn: str
     copied_at: datetime
     """UTC, AWS's clock."""
-    bytes: int
-    """About: AWS counts every few hours."""
 
 
 async def copy_tables(
@@ -133,7 +131,7 @@ async def _delete(tables: Tables, arn: str) -> None:
 
 
 def _copied(details: Mapping[str, Any]) -> Copied:
-    return Copied(details["BackupArn"], _moment(details), int(details.get("BackupSizeBytes", 0)))
+    return Copied(details["BackupArn"], _moment(details))
 
 
 def _moment(details: Mapping[str, Any]) -> datetime:

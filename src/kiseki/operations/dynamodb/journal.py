@@ -79,7 +79,7 @@ class DynamoDbJournalBackups:
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Switches point-in-time recovery on where it is off. Of contents nothing is known: no view of
-        one moment can be read."""
+        one moment can be read, and what AWS counts is hours old."""
         as_of = self._clock.now()
         async with opened_tables(self._address) as tables, Runs(tables, clock=self._clock).begun("backup-") as run:
             live = generation_address(self._address, (await tables.in_force("journal")).generation)
@@ -91,7 +91,6 @@ class DynamoDbJournalBackups:
             method=ON_DEMAND,
             as_of=as_of,
             versions={"commits": str(FORMAT)},
-            counts={f"{name} bytes": copy.bytes for name, copy in copies.items()},
             references={name: copy.arn for name, copy in copies.items()},
         )
 

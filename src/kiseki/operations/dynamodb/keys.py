@@ -87,7 +87,6 @@ class DynamoDbKeyBackups:
             store=self.store,
             method="on-demand",
             as_of=as_of,
-            counts={f"{name} bytes": copy.bytes for name, copy in copies.items()},
             references={name: copy.arn for name, copy in copies.items()},
         )
 
