@@ -38,7 +38,9 @@ async def directory(tmp_path: Path) -> Path:
     await models.close()
     with closing(sqlite3.connect(path / "catalog.sqlite")) as catalog, catalog:
         for name in _NAMES:
-            catalog.execute("INSERT INTO builds VALUES (?, ?, ?, 'building', '2026-01-01T00:00:00+00:00', NULL, NULL, NULL)", name)
+            catalog.execute(
+                "INSERT INTO builds VALUES (?, ?, ?, 'building', '2026-01-01T00:00:00+00:00', NULL, NULL, NULL)", name
+            )
     for name in _NAMES:
         with closing(connect(BuildFiles(path).build(name), busy_timeout=1, create=True, sync="NORMAL")) as build, build:
             build.execute("CREATE TABLE rows (name TEXT)")
