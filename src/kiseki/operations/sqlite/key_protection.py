@@ -51,6 +51,7 @@ from kiseki.operations.sqlite.lines import (
     new_line,
     publish_base,
     read_lines,
+    refuse_another,
     remove_rest,
     through_of,
     write_head,
@@ -119,6 +120,7 @@ class SqliteKeyProtection:
             revoked = revoked_of(self._revocations)
             with opened_moment(self._path) as connection:
                 (root,) = connection.execute(_LIFE, (DIGEST_SUBJECT,)).fetchone() or (b"",)
+                refuse_another(lines, root.decode(), what="key store", label=self._place.label)
                 head = Head(
                     life=root.decode(),
                     row=0,

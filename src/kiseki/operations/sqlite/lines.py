@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from kiseki.operations.backup.manifest import Contents, StoredFile, digest_of
-from kiseki.operations.errors import BackupDamaged
+from kiseki.operations.errors import BackupDamaged, BackupRefused
 from kiseki.operations.places.port import LAST, Place, Stored
 from kiseki.operations.places.threads import in_thread
 
@@ -162,6 +162,18 @@ async def _line(place: Place, what: str, name: str, there: Sequence[Stored]) -> 
         bases = sorted((base for base in bases if base.name in order), key=lambda base: order[base.name])
         increments = [increment for increment in increments if increment.row <= head.row]
     return Line(int(name[:6]), prefix, head, bases, increments, rest, sizes)
+
+
+def refuse_another(lines: Sequence[Line], identity: str, *, what: str, label: str) -> None:
+    """Raises BackupRefused when a place has copies of another store than that of `identity`, with which a life begins: an
+    empty store that a start has begun, where a restore was meant, must not hide the copies of the real one.
+    """
+    for line in lines:
+        if line.head is not None and not line.head.life.startswith(identity):
+            raise BackupRefused(
+                f"{label} has copies of another {what} than this one, which may have been begun anew by mistake; "
+                "nothing was copied: restore the real one (`kiseki backup restore`), or for a new one set another place"
+            )
 
 
 def new_line(what: str, lines: Sequence[Line], life: str) -> str:

@@ -35,6 +35,7 @@ from kiseki.operations.sqlite.lines import (
     new_line,
     publish_base,
     read_lines,
+    refuse_another,
     remove_rest,
     through_of,
     write_head,
@@ -110,6 +111,8 @@ class SqliteJournalProtection:
             with opened_moment(self._path) as connection:
                 life, _, text = head_of(connection).rpartition("-")
                 row, held_changes = int(text), held_changes_of(connection)
+                identity = f"{life.rpartition('-')[0]}-"
+                refuse_another(lines, identity, what="journal", label=self._place.label)
                 line = lines[-1] if lines else None
                 before = None if line is None else line.head
                 increments: list[str] = []
