@@ -148,6 +148,7 @@ class ReloadingTls:
         self._signature, self._loaded = self._load()
         self._failing: Signature | None = None
         self._told: Signature | None = None
+        self._told_end = self._end()
         self.problem: str | None = None
         """Why the files that are there now are not in use; None when they are. For readiness and metrics."""
 
@@ -179,6 +180,7 @@ class ReloadingTls:
 
     async def look(self) -> bool:
         """Looks at the files now; returns whether a new pair is in use. Never raises."""
+        self._tell_end()
         try:
             signature = await asyncio.to_thread(self._files.signature)
             if signature == self._signature:
@@ -194,9 +196,25 @@ class ReloadingTls:
             return False
         before, self._signature, self._loaded = self._loaded, loaded_signature, loaded
         self._failing = self._told = self.problem = None
+        self._told_end = self._end()
         _log.info("a new certificate is in use, valid until %s", loaded.not_after.isoformat())
         self._note("done", f"fingerprint {before.fingerprint[:16]} became {loaded.fingerprint[:16]}")
         return True
+
+    def _end(self) -> int:
+        """How near the end is: 0 not near, 1 soon, 2 over."""
+        return int(self.expires_soon) + int(self.seconds_left < 0)
+
+    def _tell_end(self) -> None:
+        """Says that the end comes near, and that it came, once each: a process that runs for months has no start."""
+        before, self._told_end = self._told_end, self._end()
+        if self._told_end <= before:
+            return
+        path, when = self._files.certificate, f"{self._loaded.not_after:%Y-%m-%d %H:%M} UTC"
+        if self.seconds_left < 0:
+            _log.error("the certificate in %s expired on %s, and clients refuse it; renew it", path, when)
+        else:
+            _log.warning("the certificate in %s ends on %s; renew it", path, when)
 
     def _load(self) -> tuple[Signature, LoadedTls]:
         try:

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from kiseki.application.system import SystemClock
 from kiseki.security.tls import InvalidTls, LoadedTls, ReloadingTls, TlsFiles, load_tls
 from tests.servers.certificates import DAY, Authority, Pair, replace
+from tests.support import ManualClock
 
 PASSWORD = b"a password that nobody may see"
 NOW = datetime.datetime.now(datetime.UTC)
@@ -207,6 +208,29 @@ def test_the_end_of_the_certificate_is_known(authority: Authority) -> None:
         TlsFiles(certificate=later.certificate, key=later.key),
         clock=SystemClock(),
     ).expires_soon
+
+
+async def test_a_running_process_says_once_that_the_end_is_near_and_once_that_it_came(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    now = clock.now()
+    pair = authority.issue(begins=now - DAY, ends=now + 20 * DAY)
+    tls = ReloadingTls(TlsFiles(certificate=pair.certificate, key=pair.key), clock=clock)
+    for days in (0, 5, 7, 13, 19, 21, 22):
+        clock.time = now + days * DAY
+        await tls.look()
+    said = f"the certificate in {pair.certificate}"
+    assert [(record.levelname, record.message) for record in caplog.records if "certificate" in record.message] == [
+        ("WARNING", f"{said} ends on {now + 20 * DAY:%Y-%m-%d %H:%M} UTC; renew it"),
+        ("ERROR", f"{said} expired on {now + 20 * DAY:%Y-%m-%d %H:%M} UTC, and clients refuse it; renew it"),
+    ]
+    authority.issue(begins=now - DAY, ends=now + 30 * DAY)
+    caplog.clear()
+    assert await tls.look()
+    clock.time = now + 31 * DAY
+    await tls.look()
+    assert [record.levelname for record in caplog.records if "expired" in record.message] == ["ERROR"]
 
 
 def test_files_that_change_while_they_are_read_are_not_believed(authority: Authority) -> None:
