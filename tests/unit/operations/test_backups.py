@@ -22,7 +22,7 @@ from kiseki.operations.backup.manifest import FORMAT, Made, Manifest, Part
 from kiseki.operations.backup.port import Progress
 from kiseki.operations.backup.prune import PRIVATE, going, prune
 from kiseki.operations.backup.restore import check_journal
-from kiseki.operations.backup.verify import LiveJournal, verified, verify_journal
+from kiseki.operations.backup.verify import LiveJournal, lost_keys, verified, verify_journal
 from kiseki.operations.errors import (
     BackupDamaged,
     BackupMissing,
@@ -31,6 +31,7 @@ from kiseki.operations.errors import (
     OperatorBusy,
     RestoreRefused,
 )
+from kiseki.security.key_store import MemoryKeyStore, WrappedKey
 from kiseki.testing.journal_conformance import SetClock, encoded, metadata
 from kiseki.testing.journal_tests.parts import NOON
 from tests.integration.journal.transfer_parts import fill
@@ -218,7 +219,7 @@ async def test_a_clock_that_went_back_keeps_everything(world: World) -> None:
     world.clock.advance(timedelta(days=-1))
     with pytest.raises(ClockWrong, match="set the clock"):
         await world.made()
-    with pytest.raises(ClockWrong):
+    with pytest.raises(ClockWrong, match=f"remove its folder journal/{manifest.id} from the place by hand"):
         await world.pruned(7)
     world.clock.advance(timedelta(days=1))
     await world.made()
@@ -368,3 +369,13 @@ async def test_a_staged_journal_that_lacks_something_is_not_switched(world: Worl
             discard_newer=False,
             progress=no_progress,
         )
+
+
+async def test_another_key_of_the_same_person_is_a_lost_key() -> None:
+    live_keys, other = MemoryKeyStore(), MemoryKeyStore()
+    await live_keys.insert(
+        {name: WrappedKey(f"{name}-1", b"wrapped") for name in ("same", "other", "erased", "absent")}
+    )
+    await other.insert({"same": WrappedKey("same-1", b"wrapped anew"), "other": WrappedKey("other-2", b"wrapped")})
+    await other.erase("erased", NOON)
+    assert await lost_keys(live_keys, other) == 2

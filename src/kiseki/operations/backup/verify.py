@@ -17,8 +17,8 @@ from kiseki.operations.backup.compare import surveyed
 from kiseki.operations.backup.files import opened_backup
 from kiseki.operations.backup.manifest import Contents, Manifest
 from kiseki.operations.backup.port import JournalBackups, KeyBackups, Progress, ReadModelBackups
-from kiseki.operations.errors import BackupDamaged
-from kiseki.security.key_store import DIGEST_SUBJECT, KeyStore, SubjectKeys, WrappedKey
+from kiseki.operations.errors import BackupDamaged, OperationFailed
+from kiseki.security.key_store import DIGEST_SUBJECT, KeyStore, KeyStoreCorrupt, SubjectKeys, WrappedKey
 
 __all__ = [
     "LiveJournal",
@@ -81,7 +81,7 @@ async def verify_journal(
                     return f"{found}; there is no live journal to compare with"
                 comparison = await survey.compare(journal_now, progress)
         except (Unavailable, CorruptJournal, TransferFailed) as problem:
-            return f"{found}; the live journal can't be compared now: {problem}"
+            raise _not_compared(name, "journal", problem) from problem
         if comparison.differing:
             raise BackupDamaged(
                 f"{name} differs from the live journal in {', '.join(comparison.differing[:3])}: one of the two is "
@@ -103,19 +103,21 @@ async def verify_keys(
             raise BackupDamaged(f"{name} lacks the root of keyed hashes, so it is no whole key store; use another one")
         erased = (await keys.erasures(None)).mark
         count = 0
-        try:
-            async with live() as keys_now:
-                async for page in keys.scan(_PAGE):
-                    count += len(page)
-                    if keys_now is not None:
-                        _refuse_other_keys(name, page, await keys_now.load({subject for subject, _ in page}))
-        except Unavailable as problem:
-            return f"the live key store can't be compared now: {problem}"
+        async for page in keys.scan(_PAGE):
+            count += len(page)
         wanted = manifest.made.counts.get("keys")
         if wanted is not None and wanted != count:
             raise BackupDamaged(f"{name} holds {count:,} keys and should hold {wanted:,}; use another one")
-        compared = "every key equals the live one" if keys_now is not None else "there is no live key store to compare"
-        return f"{count:,} keys, {erased:,} erasures; {compared}"
+        found = f"{count:,} keys, {erased:,} erasures"
+        try:
+            async with live() as keys_now:
+                if keys_now is None:
+                    return f"{found}; there is no live key store to compare with"
+                async for page in keys.scan(_PAGE):
+                    _refuse_other_keys(name, page, await keys_now.load({subject for subject, _ in page}))
+        except (Unavailable, KeyStoreCorrupt) as problem:
+            raise _not_compared(name, "key store", problem) from problem
+        return f"{found}; every key equals the live one"
 
 
 async def verify_read_models(
@@ -128,6 +130,14 @@ async def verify_read_models(
         raise unsound(manifest, problems)
     counted = ", ".join(f"{count:,} {what}" for what, count in manifest.made.counts.items())
     return f"restored and sound{f': {counted}' if counted else ''}"
+
+
+def _not_compared(name: str, what: str, problem: Exception) -> OperationFailed:
+    """Not proved, and not damaged either."""
+    return OperationFailed(
+        f"{name} can be restored, and is not proved: the live {what} can't be compared with it now ({problem}); run "
+        "`kiseki backup verify` when it can"
+    )
 
 
 def unsound(manifest: Manifest, problems: Sequence[str]) -> BackupDamaged:
@@ -148,19 +158,28 @@ def refuse_other_contents(name: str, wanted: Contents | None, there: Contents) -
 
 
 async def lost_keys(live: KeyStore, other: KeyStore) -> int:
-    """How many keys of the live store the other one lacks. Raises KeyStoreUnavailable, KeyStoreCorrupt."""
+    """How many keys of the live store the other one lacks: another key of the same person opens nothing.
+
+    Raises KeyStoreUnavailable, KeyStoreCorrupt.
+    """
     lost = 0
     async for page in live.scan(_PAGE):
         known = await other.load({subject for subject, _ in page})
-        lost += sum(subject not in known for subject, _ in page)
+        lost += sum(not _has(known.get(subject), key) for subject, key in page)
     return lost
 
 
+def _has(known: SubjectKeys | None, key: WrappedKey) -> bool:
+    """Whether a key store has a key, or knows that it was destroyed. The wrapped form is another one after a master key
+    was rotated, so ids are compared."""
+    if known is None:
+        return False
+    return known.erased_at is not None or key.key_id in {one.key_id for one in known.keys}
+
+
 def _refuse_other_keys(name: str, page: Sequence[tuple[str, WrappedKey]], known: Mapping[str, SubjectKeys]) -> None:
-    """Keys are wrapped anew when a master key is rotated, so what is compared is which there are."""
     for subject, key in page:
-        now = known.get(subject)
-        if now is None or (now.erased_at is None and key.key_id not in {one.key_id for one in now.keys}):
+        if not _has(known.get(subject), key):
             raise BackupDamaged(
                 f"{name} has a key that the live key store does not know: they do not belong together; check where "
                 "`keys` and `backup_keys` lead"
