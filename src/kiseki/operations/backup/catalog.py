@@ -135,5 +135,6 @@ def refuse_wrong_clock(listed: Sequence[Listed], now: datetime) -> None:
         if one.manifest is not None and one.manifest.finished_at > now + _LEEWAY:
             raise ClockWrong(
                 f"the backup {one.id} of {one.part} is from {one.manifest.finished_at:%Y-%m-%d %H:%M:%S} UTC, and this "
-                f"machine says it is {now:%Y-%m-%d %H:%M:%S} UTC; set the clock, then run the same again"
+                f"machine says it is {now:%Y-%m-%d %H:%M:%S} UTC; set the clock if that is wrong. If the backup's time "
+                f"is, remove its folder {one.part}/{one.id} from the place by hand. Then run the same again"
             )
