@@ -13,6 +13,7 @@ import pytest
 from kiseki.operations.backup.audit import AuditBackups, put_back_files
 from kiseki.operations.backup.manifest import FORMAT, Manifest, Part
 from kiseki.operations.errors import BackupDamaged, RestoreRefused
+from kiseki.security.audit.line_files import LineFiles
 from kiseki.security.audit.places import AuditPlaces, open_places
 from kiseki.testing.journal_conformance import SetClock
 from kiseki.testing.journal_tests.parts import NOON
@@ -122,3 +123,36 @@ async def test_a_copy_that_was_altered_or_cut_is_found(world: World) -> None:
         await world.backups.check(world.copy, manifest)
     with pytest.raises(BackupDamaged, match="damaged"):
         await world.put_back(manifest)
+
+
+async def test_records_that_are_put_back_never_take_the_place_of_a_file_that_is_there(world: World) -> None:
+    """An operator has moved the first file of a writer away: there are fewer files than their numbers say."""
+    manifest = await world.made()
+    first = sorted(world.audit.iterdir())[0]
+    lines = first.read_bytes().splitlines(keepends=True)
+    second, third = first.with_name(f"{first.stem}.0002.jsonl"), first.with_name(f"{first.stem}.0003.jsonl")
+    second.write_bytes(lines[0])
+    third.write_bytes(b"".join(lines[1:3]))
+    first.unlink()
+    await world.put_back(manifest)
+    assert second.read_bytes() == lines[0]
+    assert third.read_bytes() == b"".join(lines[1:3])
+    assert first.with_name(f"{first.stem}.0004.jsonl").read_bytes() == b"".join(lines[3:])
+
+
+async def test_a_file_that_is_begun_meanwhile_is_not_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = await world.made()
+    first = sorted(world.audit.iterdir())[0]
+    lines = first.read_bytes().splitlines(keepends=True)
+    first.write_bytes(lines[0])
+    began = first.with_name(f"{first.stem}.0002.jsonl")
+
+    def begun_meanwhile(_: LineFiles, __: str) -> int:
+        began.touch()
+        return 2
+
+    monkeypatch.setattr(LineFiles, "next_segment", begun_meanwhile)
+    with pytest.raises(RestoreRefused, match="run the same again"):
+        await world.put_back(manifest)
+    assert sorted(path.name for path in world.audit.iterdir() if path.name.startswith(".")) == []
+    assert began.read_bytes() == b""

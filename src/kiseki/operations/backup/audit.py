@@ -126,9 +126,9 @@ async def put_back_files(directory: Path, writer: str, rows: Sequence[tuple[int,
     there = LineFiles(directory, prefix=RECORDS)
     lines = [line for _, _, line in rows]
     found: list[bytes] = []
-    segments = 0
+    segment = 1
     if await asyncio.to_thread(directory.is_dir):
-        segments = len(there.paths(writer))
+        segment = there.next_segment(writer)
         found = [line async for page in _whole_lines(there, writer) for line in page]
     if found[: len(lines)] != lines[: len(found)]:
         raise RestoreRefused(
@@ -136,7 +136,7 @@ async def put_back_files(directory: Path, writer: str, rows: Sequence[tuple[int,
             "changed: run `kiseki audit verify`, and move the folder aside if it is the one that is wrong"
         )
     if len(found) < len(lines):
-        target = directory / file_name(RECORDS, writer, segments + 1)
+        target = directory / file_name(RECORDS, writer, segment)
         await asyncio.to_thread(_write_file, target, lines[len(found) :])
 
 
@@ -150,7 +150,13 @@ def _write_file(target: Path, lines: Sequence[bytes]) -> None:
                 file.writelines(line + b"\n" for line in lines)
                 file.flush()
                 os.fsync(descriptor)
+            # What has the name by now is somebody's: the name is taken first.
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             part.replace(target)
+        except FileExistsError as problem:
+            raise RestoreRefused(
+                f"somebody began {target} at this moment; nothing of it was changed: run the same again"
+            ) from problem
         finally:
             part.unlink(missing_ok=True)
 

@@ -96,6 +96,10 @@ class LineFiles:
         mine = sorted((segment, entry.path) for found, segment, entry in self._files() if found == writer)
         return [Path(path) for _, path in mine]
 
+    def next_segment(self, writer: str) -> int:
+        """The number of the writer's next file. Older ones may have been moved away. Raises LinesUnreadable."""
+        return max((segment for found, segment, _ in self._files() if found == writer), default=0) + 1
+
     def _files(self) -> Iterator[tuple[str, int, os.DirEntry[str]]]:
         try:
             with os.scandir(self.directory) as entries:
