@@ -134,10 +134,17 @@ class Tables:
         return found
 
     async def remove(self, table: str) -> None:
-        """Deletes a table, protected or not; again is fine."""
+        """Deletes a table, protected or not; again is fine.
+
+        Of one that is deleted while its point-in-time recovery is on, AWS keeps a last copy for 35 days: not of these.
+        """
         found = await self.describe(table)
         if found is None:
             return
+        recovery = (await self.call("DescribeContinuousBackups", {"TableName": table}))["ContinuousBackupsDescription"]
+        if (recovery.get("PointInTimeRecoveryDescription") or {}).get("PointInTimeRecoveryStatus") == "ENABLED":
+            off = {"PointInTimeRecoveryEnabled": False}
+            await self.call("UpdateContinuousBackups", {"TableName": table, "PointInTimeRecoverySpecification": off})
         if found.get("DeletionProtectionEnabled"):
             await self.call("UpdateTable", {"TableName": table, "DeletionProtectionEnabled": False})
         try:

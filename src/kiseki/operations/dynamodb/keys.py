@@ -152,7 +152,13 @@ class DynamoDbStagedKeys:
     async def switch(self) -> Switched:
         """As Staged. Revocations that are live stay: they are newer."""
         switched = await self._staged.switch(before=self._carry, after=_nothing_to_tell)
-        return switched._replace(left=(*switched.left, f"delete {switched.kept} within {_DAYS} days: they hold keys"))
+        if not switched.kept:
+            return switched
+        line = (
+            f"within {_DAYS} days, switch point-in-time recovery of the old tables off and delete them: they hold "
+            "keys, and AWS keeps a table that is deleted with it on for 35 days"
+        )
+        return switched._replace(left=(*switched.left, line))
 
     async def discard(self) -> None:
         """As Staged."""

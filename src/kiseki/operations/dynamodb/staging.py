@@ -101,9 +101,10 @@ class StagedTables:
                     "removes what is not in force and lets the old tables be written"
                 ) from problem
             left = [*await self._to_do(), *await _told(after)]
+            there = [self.live.table(name) for name in PARTS[self.part]]
+            kept = [table for table in there if await self.tables.describe(table) is not None]
         await self._opened.aclose()
-        names = ", ".join(self.live.table(name) for name in PARTS[self.part])
-        return Switched(f"the tables {names}, which take no writes", tuple(left))
+        return Switched(f"the tables {', '.join(kept)} (they take no writes)" if kept else "", tuple(left))
 
     async def discard(self) -> None:
         """As Staged."""

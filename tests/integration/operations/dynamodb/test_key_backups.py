@@ -65,7 +65,7 @@ async def test_keys_come_back_and_the_erased_do_not(keys_address: DynamoDbAddres
     await store.erase("user-2", NOW)
     await revocations.revoke("issuer", "later", at=NOW.timestamp(), forget_before=NOW.timestamp() - 600)
     switched = await staged.switch()
-    assert any("within 7 days: they hold keys" in line for line in switched.left)
+    assert any("within 7 days, switch point-in-time recovery of the old tables off" in line for line in switched.left)
     in_force = await resolved(keys_address, "keys")
     restored = await DynamoDbKeyStore.open(in_force)
     assert set(await everything(restored)) == {"user-3", "user-4"}
@@ -97,6 +97,13 @@ async def test_keys_can_be_recovered_seven_days_at_most(
     for address in (keys_address, staged._staged.address):
         assert days[address.table("keys")] == days[address.table("revocations")] == wanted
     await staged.discard()
+    off = {
+        request["TableName"]
+        for operation, request in between.requests
+        if operation == "UpdateContinuousBackups"
+        and not request["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"]
+    }
+    assert off == {staged._staged.address.table(name) for name in ("keys", "revocations")}
 
 
 async def test_copies_of_keys_that_nobody_knows_go_in_seven_days(keys_address: DynamoDbAddress, tmp_path: Path) -> None:
@@ -128,7 +135,8 @@ async def test_a_key_store_that_is_gone_can_be_restored(keys_address: DynamoDbAd
     async with opened_tables(keys_address) as tables:
         for name in ("keys", "revocations"):
             await tables.remove(keys_address.table(name))
-    await (await backups.stage(folder, manifest, nothing)).switch()
+    switched = await (await backups.stage(folder, manifest, nothing)).switch()
+    assert switched.kept == ""
     restored = await DynamoDbKeyStore.open(await resolved(keys_address, "keys"))
     assert await everything(restored) == {"user-1": key_of(1)}
     assert (await read_described(folder)).part == "keys"
