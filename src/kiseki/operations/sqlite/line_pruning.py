@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from kiseki.operations.errors import ClockWrong
 from kiseki.operations.places.port import Place
 from kiseki.operations.sqlite.lines import LEEWAY, Base, Line, read_lines, whole_bases
 
@@ -27,11 +28,30 @@ async def prune_covered(place: Place, what: str, cutoff: datetime) -> int:
 
 
 async def prune_strictly(place: Place, what: str, cutoff: datetime, now: datetime) -> int:
-    """Removes everything of before `cutoff`, even the last base; how many things. What says that it is of the future is
-    of a clock that was wrong, so nobody knows its age: it goes too."""
+    """Removes everything of before `cutoff`, even the last base; how many things.
+
+    A base that is of the future was made by a clock that was wrong, so nobody knows its age: it goes too, once a step of
+    a right time came after it. Raises ClockWrong when none did: then it may be the clock of now that is wrong.
+    """
     lines = await read_lines(place, what)
     young = [(line, base) for line in lines for base in line.bases if cutoff <= base.at <= now + LEEWAY]
+    newest = next((line for line in reversed(lines) if line.bases), None)
+    if newest is not None:
+        stays = any(line.prefix == newest.prefix for line, _ in young)
+        _refuse_future(place, newest, now, stays=stays)
     return await _keep(place, lines, young, older_than=cutoff)
+
+
+def _refuse_future(place: Place, line: Line, now: datetime, *, stays: bool) -> None:
+    through = line.bases[-1].at if line.head is None else line.head.through
+    newest = max(through, *(base.at for base in line.bases))
+    if through <= now + LEEWAY and (stays or newest <= now + LEEWAY):
+        return
+    raise ClockWrong(
+        f"{line.prefix} in {place.label} is of {newest:%Y-%m-%d %H:%M:%S} UTC, and this machine says it is "
+        f"{now:%Y-%m-%d %H:%M:%S} UTC: nothing was removed. Set the clock if that is wrong, else run "
+        "`kiseki backup protect --once`; then run the same again"
+    )
 
 
 async def _keep(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kiseki.operations.errors import BackupMissing
+from kiseki.operations.errors import BackupMissing, ClockWrong
 from kiseki.operations.sqlite.key_protection import SqliteKeyProtection
 from kiseki.security.identity.sqlite_revocations import SqliteRevocations
 from kiseki.security.key_store import DIGEST_SUBJECT, Rewrapped, WrappedKey
@@ -181,6 +181,41 @@ async def test_even_the_last_copy_of_keys_ends(tmp_path: Path) -> None:
         assert not [path for path in (world.folder / "place").rglob("*") if path.suffix == ".gz"]
         with pytest.raises(BackupMissing):
             await world.protection.recover(tmp_path, no_progress)
+
+    await _in_world(tmp_path, story)
+
+
+async def test_a_clock_that_went_back_removes_no_copy_of_keys(tmp_path: Path) -> None:
+    async def story(world: _World) -> None:
+        await world.step()
+        world.clock.advance(3_600)
+        await world.insert(1)
+        await world.step()
+        there = sorted((world.folder / "place").rglob("*"))
+        world.clock.advance(-86_400)
+        with pytest.raises(ClockWrong, match="nothing was removed"):
+            await world.protection.prune(world.clock.now())
+        assert sorted((world.folder / "place").rglob("*")) == there
+        # A step by this clock says that it goes on so: what it has copied anew stays, and can be put together.
+        await world.step()
+        await world.protection.prune(world.clock.now())
+        await world.recover()
+        assert world.recoveries == 1
+
+    await _in_world(tmp_path, story)
+
+
+async def test_a_base_of_the_future_goes_as_soon_as_the_clock_is_right(tmp_path: Path) -> None:
+    async def story(world: _World) -> None:
+        await world.step()
+        world.clock.advance(2 * 86_400)
+        await world.insert(1)
+        await world.step()
+        world.clock.advance(-2 * 86_400 + 60)
+        await world.step()  # with a base of today there is no need for another
+        assert len(list((world.folder / "place").rglob("base-*"))) == 2
+        assert await world.protection.prune(world.clock.now()) == 1
+        await world.recover()
 
     await _in_world(tmp_path, story)
 
