@@ -379,3 +379,38 @@ async def test_another_key_of_the_same_person_is_a_lost_key() -> None:
     await other.insert({"same": WrappedKey("same-1", b"wrapped anew"), "other": WrappedKey("other-2", b"wrapped")})
     await other.erase("erased", NOON)
     assert await lost_keys(live_keys, other) == 2
+
+
+@pytest.mark.parametrize("commits", [0, 1, 4])
+async def test_a_restore_brings_back_what_the_live_journal_merely_lacks(world: World, commits: int) -> None:
+    manifest = await world.made()
+    older = MemoryJournal(clock=world.clock)
+    await fill(older, commits=commits)
+    staged = await world.driver.stage(world.file(manifest).parent, manifest, no_progress)
+    checked = await check_journal(
+        staged,
+        name="the backup",
+        wanted=manifest.made.contents,
+        live=live(older),
+        discard_newer=False,
+        progress=no_progress,
+    )
+    assert checked.lost_commits == 0
+
+
+async def test_a_shorter_stream_with_other_events_is_not_merely_older(world: World) -> None:
+    """Notes are of the ends of streams: this one ends before, and differs from its first event on."""
+    manifest = await world.made()
+    other = MemoryJournal(clock=world.clock)
+    await fill(other, streams=6)
+    await more(other, "else", stream="Thing-6")
+    staged = await world.driver.stage(world.file(manifest).parent, manifest, no_progress)
+    with pytest.raises(RestoreRefused, match="other events of Thing-6 than this backup"):
+        await check_journal(
+            staged,
+            name="the backup",
+            wanted=manifest.made.contents,
+            live=live(other),
+            discard_newer=False,
+            progress=no_progress,
+        )

@@ -38,15 +38,17 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Commits of the other one that come after what the surveyed one has of their streams."""
     differing: tuple[str, ...]
     """Streams that differ, or that the other one lacks in part; the first ten."""
+    contradicting: tuple[str, ...]
+    """Those of which the other one has other events, not merely fewer; the first ten."""
 
 
 class Survey:
     """What a journal holds, and notes enough to compare another one with it. Made by `surveyed`."""
 
-    def __init__(self, contents: Contents, notes: TransferNotes, what: str) -> None:
+    def __init__(self, contents: Contents, notes: TransferNotes, journal: TransferableJournal) -> None:
         self.contents = contents
         self._notes = notes
-        self._what = what
+        self._journal = journal
 
     def last(self, streams: Sequence[str]) -> dict[str, int]:
         """The last sequence number of those of the streams that there are. Blocks."""
@@ -65,11 +67,26 @@ class Survey:
                 if run.seen - shown >= _EVERY:
                     shown = run.seen
                     progress(f"comparing, {shown:,} commits")
+            contradicting = list(run.differing)
             if run.streams < await asyncio.to_thread(self._notes.stream_count, JOURNAL):
                 await asyncio.to_thread(run.find_missing)
+                contradicting += await self._other_beginnings(notes, progress)
             return Comparison(
-                same_commits=run.same, newer_commits=run.newer, differing=tuple(dict.fromkeys(run.differing))[:10]
+                same_commits=run.same,
+                newer_commits=run.newer,
+                differing=tuple(dict.fromkeys(run.differing))[:10],
+                contradicting=tuple(dict.fromkeys(contradicting))[:10],
             )
+
+    async def _other_beginnings(self, theirs: TransferNotes, progress: Progress) -> list[str]:
+        """Streams that are shorter in the other journal, and no beginning of those here. Notes are of ends, so this
+        journal is walked through once more, up to where the other one's streams end."""
+        progress("comparing what the live journal lacks")
+        with TransferNotes() as notes:
+            run = _Run(theirs, notes)
+            async for page in JournalWalk(self._journal, notes).pages():
+                await asyncio.to_thread(run.page, page)
+            return run.differing
 
 
 @asynccontextmanager
@@ -94,7 +111,7 @@ async def surveyed(journal: TransferableJournal, what: str, progress: Progress) 
                 claims += len(held)
         except (CorruptJournal, TransferFailed) as problem:
             raise BackupDamaged(f"{what} does not hold a sound journal: {problem}; use another one") from problem
-        yield Survey(digest.contents(claims=claims), notes, what)
+        yield Survey(digest.contents(claims=claims), notes, journal)
 
 
 def _add(digest: ContentsDigest, page: Sequence[StoredCommit]) -> None:

@@ -71,8 +71,9 @@ async def check_journal(
                 if live_journal is not None:
                     comparison = await survey.compare(live_journal, progress)
                     lost = comparison.newer_commits
-                    if (lost or comparison.differing) and not discard_newer:
-                        raise RestoreRefused(_would_lose(lost, comparison.differing))
+                    # What it merely lacks, a restore brings back.
+                    if (lost or comparison.contradicting) and not discard_newer:
+                        raise RestoreRefused(_would_lose(lost, comparison.contradicting))
         except (Unavailable, CorruptJournal, TransferFailed) as problem:
             if not discard_newer:
                 raise RestoreRefused(
@@ -133,8 +134,8 @@ async def subjects_without_keys(journal: TransferableJournal, keys: KeyStore) ->
         position = page.position
 
 
-def _would_lose(newer: int, differing: tuple[str, ...]) -> str:
-    what = f"{newer:,} commits that this backup lacks" if newer else f"other events of {differing[0]} than this backup"
+def _would_lose(newer: int, other: tuple[str, ...]) -> str:
+    what = f"{newer:,} commits that this backup lacks" if newer else f"other events of {other[0]} than this backup"
     return (
         f"the live journal has {what}, and they would be lost; nothing was changed. If they have to go, run the same "
         "with --discard-newer: the journal of now is kept aside"

@@ -30,8 +30,8 @@ async def prune_covered(place: Place, what: str, cutoff: datetime) -> int:
 async def prune_strictly(place: Place, what: str, cutoff: datetime, now: datetime) -> int:
     """Removes everything of before `cutoff`, even the last base; how many things.
 
-    A base that is of the future was made by a clock that was wrong, so nobody knows its age: it goes too, once a step of
-    a right time came after it. Raises ClockWrong when none did: then it may be the clock of now that is wrong.
+    A base of the future was made by a clock that was wrong, so nobody knows its age: it goes too, once a step of a
+    right time came after it. Raises ClockWrong when none did: then it may be the clock of now that is wrong.
     """
     lines = await read_lines(place, what)
     young = [(line, base) for line in lines for base in line.bases if cutoff <= base.at <= now + LEEWAY]
