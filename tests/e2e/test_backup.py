@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -320,3 +321,111 @@ async def test_the_audit_log_comes_back(system: BackedUp) -> None:
 
 async def with_erased(system: BackedUp) -> None:
     await system.erase(await system.create("Gone"))
+
+
+async def test_an_empty_start_does_not_hide_the_real_copies(system: BackedUp) -> None:
+    """A supervisor starts the service on a lost disk before anybody restores, and what it made is protected too."""
+    await system.start()
+    account = await system.create()
+    system.kiseki("backup", "protect", "--once")
+    system.lose_data()
+    # The ledger tells a new key store apart, so in earnest it does not even start; here it is as if it had.
+    await asyncio.to_thread(shutil.move, system.elsewhere / "erasures", system.elsewhere / "erasures.away")
+    await system.start()
+    await system.create("Nobody")
+    refused = system.run("backup", "protect", "--once")
+    assert refused.returncode == 1
+    assert "copies of another journal" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    system.lose_data()
+    await asyncio.to_thread(shutil.rmtree, system.elsewhere / "erasures")
+    await asyncio.to_thread(shutil.move, system.elsewhere / "erasures.away", system.elsewhere / "erasures")
+    system.kiseki("backup", "restore")
+    await system.start()
+    system.token = ""
+    assert set(await system.names()) == {account}
+
+
+async def test_nothing_starts_between_the_two_switches(system: BackedUp) -> None:
+    """A restore that was ended there goes on when it is run again, and only then may anything start."""
+    await system.start()
+    account = await system.create()
+    system.kiseki("backup", "create")
+    system.stop()
+    plan = {"parts": ["journal", "keys"], "discard_newer": True}
+    (system.data_dir / "restore.pending").write_text(json.dumps(plan))
+    assert "kiseki backup restore" in complaint(system.run("serve"))
+    assert "kiseki backup restore" in complaint(system.run("keys", "status"))
+    restored = system.kiseki("backup", "restore")
+    assert "journal: restored from the backup" in restored
+    assert "keys: restored from the backup" in restored
+    assert not (system.data_dir / "restore.pending").exists()
+    await system.start()
+    assert set(await system.names()) == {account}
+
+
+async def test_a_journal_that_is_read_is_not_replaced_and_neither_are_the_keys(system: BackedUp) -> None:
+    await system.start()
+    await system.create()
+    system.kiseki("backup", "create")
+    system.stop()
+    before = _digest(system.data_dir)
+    reader = sqlite3.connect(system.data_dir / "journal.db")
+    try:
+        reader.execute("SELECT count(*) FROM commits").fetchone()
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM commits").fetchone()
+        refused = complaint(system.run("backup", "restore", "--part", "journal", "--part", "keys", "--discard-newer"))
+        assert "a process uses the journal" in refused
+    finally:
+        reader.close()
+    assert _kept(system) == []
+    assert not (system.data_dir / "restore.pending").exists()
+    assert set(_digest(system.data_dir)) == set(before)
+    await system.start()
+    assert len(await system.names()) == 1
+
+
+def _kept(system: BackedUp) -> list[str]:
+    return [path.name for path in system.data_dir.rglob("*replaced*")]
+
+
+async def test_a_time_is_met_by_whatever_is_nearest_before_it(system: BackedUp) -> None:
+    """Protection, then a backup, then protection again: between the last two it is the backup."""
+    await system.start()
+    await system.create("One")
+    system.kiseki("backup", "protect", "--once")
+    await system.create("Two")
+    system.kiseki("backup", "create")
+    between = json.loads(system.kiseki("backup", "create", "--part", "journal", "--json"))["asOf"]
+    await system.create("Three")
+    system.kiseki("backup", "protect", "--once")
+    system.stop()
+    arguments = ("backup", "restore", "--part", "journal", "--discard-newer", "--json")
+    restored = json.loads(system.kiseki(*arguments, "--until", between))
+    assert "the backup" in restored["journal_from"]
+    assert restored["journal"]["commits"] == 2
+    newest = json.loads(system.kiseki(*arguments))
+    assert "continuous protection" in newest["journal_from"]
+    assert newest["journal"]["commits"] == 3
+    both = complaint(
+        system.run("backup", "restore", "--part", "journal", "--until", between, "20260301T120000Z-000000")
+    )
+    assert "not both" in both
+
+
+async def test_keys_are_restored_from_the_backup_that_is_named(system: BackedUp) -> None:
+    await system.start()
+    account = await system.create()
+    system.kiseki("backup", "create", "--part", "keys")
+    system.kiseki("backup", "protect", "--once")
+    system.stop()
+    (backup,) = system.backups("keys")
+    for base in (system.elsewhere / "key-backups" / "key-increments").rglob("keys.db.gz"):
+        base.write_bytes(b"x")
+    shutil.rmtree(system.data_dir / "keys")
+    complaint(system.run("backup", "restore"))  # the newest copy is damaged
+    restored = system.kiseki("backup", "restore", "--part", "keys", backup["id"])
+    assert f"keys: restored from the backup {backup['id']}" in restored
+    await system.start()
+    assert set(await system.names()) == {account}

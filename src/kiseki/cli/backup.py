@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ from kiseki.service.audit import open_audit
 from kiseki.service.logging import configure_logging
 from kiseki.service.masks import masking_of
 from kiseki.service.settings import Settings
+from kiseki.service.sqlite_stores import DataDirectory
 from kiseki.service.store_urls import StoreKind, store_urls
+from kiseki.service.stores import uses_data_directory
 
 __all__ = ["create", "list_", "protect", "prune", "restore", "verify"]
 
@@ -42,7 +45,7 @@ T = TypeVar("T")
 def create(parts: Sequence[str], *, config: Path | None, data_dir: Path | None, json: bool) -> int:
     """Makes a backup of each part and proves it; 1 when one of them failed, after trying the others."""
 
-    async def work(backups: Backups, audit: AuditLog, tell: Callable[[str], None]) -> int:
+    async def work(backups: Backups, audit: AuditLog | None, tell: Callable[[str], None]) -> int:
         failed = False
         for part in _parts(backups, parts):
             try:
@@ -127,7 +130,7 @@ def verify(
 def prune(parts: Sequence[str], *, config: Path | None, data_dir: Path | None, json: bool) -> int:
     """Removes old backups; 1 when something is left to do."""
 
-    async def work(backups: Backups, audit: AuditLog, tell: Callable[[str], None]) -> int:
+    async def work(backups: Backups, audit: AuditLog | None, tell: Callable[[str], None]) -> int:
         warned = False
         for part in _parts(backups, parts):
             pruned = await backups.prune(part, tell)
@@ -169,7 +172,7 @@ def restore(
     loaded = load_application(application)
     settings = settings_of(config, data_dir)
 
-    async def work(backups: Backups, audit: AuditLog, tell: Callable[[str], None]) -> int:
+    async def work(backups: Backups, audit: AuditLog | None, tell: Callable[[str], None]) -> int:
         plan = RestorePlan(
             parts=frozenset(_parts(backups, parts)) if parts else frozenset(),
             identity=identity,
@@ -291,18 +294,19 @@ async def _chosen(
 
 def _run(
     settings: Settings,
-    work: Callable[[Backups, AuditLog, Callable[[str], None]], Awaitable[T]],
+    work: Callable[[Backups, AuditLog | None, Callable[[str], None]], Awaitable[T]],
     *,
     writers_stopped: bool = False,
 ) -> T:
     """Runs a piece of work that is recorded in the audit log."""
 
     async def audited(backups: Backups, tell: Callable[[str], None]) -> T:
-        audit = await open_audit(settings, secrets=backups.secrets, clock=SystemClock(), masker=Masker())
+        audit = await _opened_audit(settings, backups)
         try:
             return await work(backups, audit, tell)
         finally:
-            await audit.close()
+            if audit is not None:
+                await audit.close()
 
     return _run_unaudited(settings, audited, writers_stopped=writers_stopped)
 
@@ -316,17 +320,36 @@ def _run_unaudited(
     console = Console(stderr=True)
 
     async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # this is one
+        # So that what was begun is cleared away; `protect` has its own way to end.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with Backups.opened(settings, writers_stopped=writers_stopped) as backups:
             if not console.is_terminal:
                 return await work(backups, lambda _: None)
             with console.status("") as status:
                 return await work(backups, status.update)
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
-async def _record(audit: AuditLog, event: AuditEvent) -> None:
+async def _opened_audit(settings: Settings, backups: Backups) -> AuditLog | None:
     """In a disaster the audit log may be gone too: that must not keep anybody from recovering."""
+    try:
+        if uses_data_directory(settings):
+            await asyncio.to_thread(DataDirectory(settings.data_dir).prepare)
+        return await open_audit(settings, secrets=backups.secrets, clock=SystemClock(), masker=Masker())
+    except KisekiError as problem:
+        _complain(f"what is done is not recorded in the audit log: {problem}")
+        return None
+
+
+async def _record(audit: AuditLog | None, event: AuditEvent) -> None:
+    if audit is None:
+        return
     try:
         await audit.record(event)
     except AuditUnavailable as problem:

@@ -13,6 +13,7 @@ __all__ = [
     "OperationFailed",
     "OperatorBusy",
     "PlaceUnavailable",
+    "RestoreHalfDone",
     "RestoreRefused",
     "ToolMissing",
 ]
@@ -64,6 +65,12 @@ class RestoreRefused(OperationFailed):
     """A restore would lose what is there, or somebody uses the store. Nothing was changed."""
 
     code = "RESTORE_REFUSED"
+
+
+class RestoreHalfDone(OperationFailed):
+    """A restore failed after its first switch. Nothing starts on these stores before the same was run again."""
+
+    code = "RESTORE_HALF_DONE"
 
 
 class ClockWrong(OperationFailed):

@@ -2,8 +2,9 @@
 
 1. Keys and journal are put together beside the live ones, from a backup or from continuous protection, whichever goes
    further; both are read whole, and compared with what is live and with each other.
-2. Read models are forgotten: what they have applied may be what the restored journal does not have.
-3. The keys take their place, then the journal, each in one step; its feed begins a new epoch.
+2. A mark keeps everybody from starting on these stores, and read models are forgotten: what they have applied may be
+   what the restored journal does not have.
+3. The keys take their place, then the journal, each in one step; its feed begins a new epoch. The mark goes.
 4. The ledger of erasures is replayed, and read models are built from the journal.
 
 Read models alone, by name, come from a backup of theirs: see `restoring_read_models`. Step 4 follows.
@@ -14,13 +15,15 @@ What is refused before step 2 leaves everything as it was. A run that was killed
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -33,19 +36,30 @@ from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backup.restore import check_journal, check_keys, discarded_on_failure, subjects_without_keys
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, catch_up, forget_builds, replay_erasures
-from kiseki.operations.errors import BackupMissing, RestoreRefused
+from kiseki.operations.disk import explained_room
+from kiseki.operations.errors import BackupMissing, RestoreHalfDone, RestoreRefused
+from kiseki.operations.places.port import Place
 from kiseki.operations.restoring_read_models import restore_read_models
 from kiseki.operations.sources import journal_source, key_source
+from kiseki.operations.sqlite.copying import refuse_in_use
+from kiseki.operations.sqlite.key_protection import WHAT as KEY_INCREMENTS
+from kiseki.operations.sqlite.protection import WHAT as JOURNAL_INCREMENTS
 from kiseki.security.key_store import KeyStore
 from kiseki.security.master_keys import open_master_keys
 from kiseki.security.protector import KeyProtector
 from kiseki.service.erasures import open_ledger
+from kiseki.service.restore_mark import mark_restore, marked_restore, unmark_restore
 from kiseki.service.secrets import vault_of
 from kiseki.service.sqlite_stores import DataDirectory
 from kiseki.service.store_urls import store_urls
 from kiseki.service.stores import Stores, open_read_models
 
 __all__ = ["RestorePlan", "RestoreReport", "restore", "restore_cluster"]
+
+
+_WORK: Final = ".restore-"
+_INCREMENTS: Final = {Part.JOURNAL: JOURNAL_INCREMENTS, Part.KEYS: KEY_INCREMENTS}
+_BUILD_FILE: Final = re.compile(r"(catalog|[a-z][a-z0-9_]*\.v\d+(\.\d+)?)\.(sqlite|lock)(-wal|-shm|-journal)?")
 
 
 class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +73,8 @@ class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The journal, or the read models, as of a time (UTC)."""
     discard_newer: bool = False
     """What is live and newer may be lost. It is kept aside."""
+    put_back_audit: bool = False
+    """The audit log too, where there is a backup of it: nobody named what to restore."""
     catch_up: bool = True
     """Builds read models before it is done; otherwise an updater does when it starts."""
 
@@ -95,17 +111,19 @@ async def restore(backups: Backups, application: Application, plan: RestorePlan,
     """
     began = time.monotonic()
     report = RestoreReport()
+    plan = await asyncio.to_thread(_resumed, backups.settings.data_dir, plan)
     _refuse_mixed(plan)
-    # Whatever is restored, and by whom: one place is the same for all.
-    known = [part for part in (Part.JOURNAL, Part.KEYS, Part.READ_MODELS) if part in backups.parts]
-    async with backups.place(known[0] if known else Part.KEYS).lock("restore.lock"):
+    async with AsyncExitStack() as locked:
+        for place, name in _locks(backups):
+            await locked.enter_async_context(place.lock(name))
         parts = plan.parts or await _lost(backups)
+        plan = msgspec.structs.replace(plan, parts=parts, put_back_audit=not plan.parts or plan.put_back_audit)
         run = _Restore(backups, plan, report, progress)
         if parts & {Part.JOURNAL, Part.KEYS}:
             await run.journal_and_keys(parts)
         if Part.AUDIT in parts:
             report.audit_records = await backups.put_back_audit(progress)
-        elif not plan.parts:
+        elif plan.put_back_audit:
             await run.put_back_audit()
         if Part.READ_MODELS in parts:
             await run.read_models(application)
@@ -143,7 +161,29 @@ async def restore_cluster(backups: Backups, folder: Path, until: datetime | None
     return report
 
 
+def _resumed(data_dir: Path, plan: RestorePlan) -> RestorePlan:
+    """The plan, or that of a run that was ended between its switches, when nothing else is asked for."""
+    with explained_room(data_dir, "see that this account may read it"):
+        data = marked_restore(data_dir)
+    if data is None or plan.parts or plan.identity is not None or plan.until is not None:
+        return plan
+    return msgspec.json.decode(data, type=RestorePlan)
+
+
+def _locks(backups: Backups) -> Iterator[tuple[Place, str]]:
+    """What keeps others away: another restore, and whoever copies what is just being replaced."""
+    known = [part for part in (Part.JOURNAL, Part.KEYS, Part.READ_MODELS) if part in backups.parts]
+    yield backups.place(known[0] if known else Part.KEYS), "restore.lock"
+    for part in known:
+        if part is not Part.READ_MODELS:
+            yield backups.place(part), f"{part}.lock"
+            if backups.is_embedded:
+                yield backups.place(part), f"{_INCREMENTS[part]}.lock"
+
+
 def _refuse_mixed(plan: RestorePlan) -> None:
+    if plan.identity is not None and plan.until is not None:
+        raise RestoreRefused("a backup is of one time: name its id, or a time with --until, and not both")
     if Part.READ_MODELS not in plan.parts:
         return
     if plan.parts & {Part.JOURNAL, Part.KEYS}:
@@ -197,16 +237,50 @@ class _Restore:
                 journal = await self._staged_journal(opened, work / "journal")
             self._progress("comparing journal and keys")
             await self._together(keys, journal)
+            await asyncio.to_thread(self._refuse_in_use)
+            await self._switch(keys, journal)
+
+    async def _switch(self, keys: StagedKeys | None, journal: StagedJournal | None) -> None:
+        """Both take their place. From the mark on nobody starts on these stores before it is done."""
+        data_dir = self._settings.data_dir
+        with explained_room(data_dir, "make room there"):
+            await asyncio.to_thread(mark_restore, data_dir, msgspec.json.encode(self._plan))
+        done: list[str] = []
+        try:
             self._progress("forgetting read models")
             await self._forget_read_models()
+            self._progress("switching")
             if keys is not None:
                 switched = await keys.switch()
+                done.append(
+                    "the keys" + (f" (what was there before is kept: {switched.kept})" if switched.kept else "")
+                )
                 self._report.keys_kept = switched.kept
                 self._report.left += switched.left
             if journal is not None:
                 switched = await journal.switch()
                 self._report.journal_kept = switched.kept
                 self._report.left += switched.left
+        except BaseException as problem:
+            if not done:
+                await asyncio.to_thread(unmark_restore, data_dir)
+                raise
+            if not isinstance(problem, KisekiError):
+                raise
+            raise RestoreHalfDone(
+                f"{' and '.join(done)} took their place, and the journal did not: {_cause(problem)}. Run the same "
+                "again before anything is started"
+            ) from problem
+        await asyncio.to_thread(unmark_restore, data_dir)
+
+    def _refuse_in_use(self) -> None:
+        """Before anything is changed: nobody uses any of the embedded files. Other stores look for themselves."""
+        live, urls = self._backups.live, store_urls(self._settings)
+        files = [(urls.journal, live.journal_file, "the journal"), (urls.keys, live.key_file, "the key store")]
+        files += [(urls.read_model, path, "a read model") for path in sorted(live.read_models_folder.glob("*.sqlite"))]
+        for url, path, what in files:
+            if url.embedded:
+                refuse_in_use(path, what=what)
 
     async def read_models(self, application: Application) -> None:
         """Puts read models back where the journal has all that they have applied."""
@@ -247,7 +321,8 @@ class _Restore:
             await stores.close()
 
     async def _staged_keys(self, opened: AsyncExitStack, work: Path) -> StagedKeys:
-        source = await key_source(self._backups)
+        only_keys = Part.JOURNAL not in self._plan.parts
+        source = await key_source(self._backups, self._plan.identity if only_keys else None)
         self._report.keys_from = source.name
         keys = await opened.enter_async_context(source.staged(work, self._progress))
         opened.push_async_exit(discarded_on_failure(keys))
@@ -312,6 +387,11 @@ class _Restore:
                     "where `keys` and `backup_keys` lead"
                 )
             self._report.people_without_keys = without
+            if without:
+                self._report.left.append(
+                    f"of {without:,} people there is data in the journal and no key, so that it can't be read: the "
+                    "keys are of an older copy than the journal; look for a newer one before you start kiseki"
+                )
 
     async def _forget_read_models(self) -> None:
         """They are built anew: what they applied may be what the restored journal lacks."""
@@ -325,10 +405,21 @@ class _Restore:
         except BuildsInUse:
             raise
         except KisekiError:
-            if not url.embedded or not await asyncio.to_thread(self._backups.live.read_models_folder.is_dir):
+            if not url.embedded:
                 raise
-            # Damaged files can't be asked to forget.
-            await asyncio.to_thread(shutil.rmtree, self._backups.live.read_models_folder)
+            # Damaged files can't be asked to forget. Nobody uses them: that was looked at before.
+            await asyncio.to_thread(_remove_builds, self._backups.live.read_models_folder)
+
+
+def _remove_builds(folder: Path) -> None:
+    """Removes the files of read models from a folder, and nothing else that somebody keeps there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _BUILD_FILE.fullmatch(path.name) and not path.is_dir():
+            path.unlink()
+
+
+def _cause(problem: KisekiError) -> str:
+    return str(problem).removesuffix(". Nothing was changed")
 
 
 @asynccontextmanager
@@ -336,11 +427,15 @@ async def _work_folder(data_dir: Path) -> AsyncIterator[Path]:
     """An empty folder on the disk of the data directory, gone at the end."""
 
     def make() -> Path:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".restore-", dir=data_dir))
-        for name in ("keys", "journal"):
-            (folder / name).mkdir()
-        return folder
+        with explained_room(data_dir, "make room there, and see that this account may write it"):
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Of runs that were killed: whoever restores now is the only one. They may hold keys of people.
+            for left in data_dir.glob(f"{_WORK}*"):
+                shutil.rmtree(left)
+            folder = Path(tempfile.mkdtemp(prefix=_WORK, dir=data_dir))
+            for name in ("keys", "journal"):
+                (folder / name).mkdir()
+            return folder
 
     folder = await asyncio.to_thread(make)
     try:

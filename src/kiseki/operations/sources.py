@@ -37,24 +37,26 @@ async def journal_source(backups: Backups, identity: str | None, until: datetime
     if until is not None and store_urls(backups.settings).journal.kind is StoreKind.DYNAMODB:
         return await _dynamodb_second(backups, until)
     newest = await _newest(backups, Part.JOURNAL, until)
+    # What goes furthest, up to the time: of a protection that is its last step of before.
     # A cluster is recovered as a whole, with the server stopped: not here.
     protection = backups.journal_protection() if backups.is_embedded else None
-    through = None if protection is None else await protection.through()
+    through = None if protection is None else await protection.reaches(until)
     if protection is not None and through is not None and (newest is None or through >= newest.made.as_of):
 
         @asynccontextmanager
         async def recovered(work: Path, progress: Progress) -> AsyncIterator[StagedJournal]:
             yield await protection.recover(work, progress, until=until)
 
-        reach = through if until is None else min(through, until)
-        return Source(f"continuous protection, which goes to {reach:%Y-%m-%d %H:%M:%S} UTC", recovered)
+        return Source(f"continuous protection, which goes to {through:%Y-%m-%d %H:%M:%S} UTC", recovered)
     if newest is None:
         raise _missing(Part.JOURNAL, backups, until)
     return _journal_backup(backups, newest)
 
 
-async def key_source(backups: Backups) -> Source[StagedKeys]:
-    """What goes furthest. Raises BackupMissing."""
+async def key_source(backups: Backups, identity: str | None) -> Source[StagedKeys]:
+    """The backup of an id; else what goes furthest. Raises BackupMissing."""
+    if identity is not None:
+        return _key_backup(backups, await backups.catalog(Part.KEYS).find(Part.KEYS, identity))
     newest = await _newest(backups, Part.KEYS, None)
     protection = backups.key_protection()
     through = None if protection is None else await protection.through()
@@ -67,8 +69,10 @@ async def key_source(backups: Backups) -> Source[StagedKeys]:
         return Source(f"continuous protection, which goes to {through:%Y-%m-%d %H:%M:%S} UTC", recovered)
     if newest is None:
         raise _missing(Part.KEYS, backups, None)
-    manifest = newest
+    return _key_backup(backups, newest)
 
+
+def _key_backup(backups: Backups, manifest: Manifest) -> Source[StagedKeys]:
     @asynccontextmanager
     async def staged(_work: Path, progress: Progress) -> AsyncIterator[StagedKeys]:
         async with opened_backup(backups.catalog(Part.KEYS), manifest, progress) as folder:

@@ -30,6 +30,7 @@ from kiseki.security.secrets.source import SecretSource
 from kiseki.service.audit import migrate_audit
 from kiseki.service.erasures import migrate_ledger, open_ledger
 from kiseki.service.lease import migrate_lease, writer_lease
+from kiseki.service.restore_mark import refuse_pending_restore
 from kiseki.service.secrets import opened_secrets, secrets_of, vault_of
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.sqlite_stores import DataDirectory, SqliteStores
@@ -100,10 +101,12 @@ class Stores:
         `begin_ledger` says that there never was one.
 
         Raises StoreNotReachable for a store elsewhere that does not answer, NotMigrated for one that lacks tables,
-        SettingsError, DataDirectoryUnusable, and what an embedded store refuses.
+        RestorePending between the switches of a restore, SettingsError, DataDirectoryUnusable, and what an embedded
+        store refuses.
         """
         urls = store_urls(settings)
         directory = DataDirectory(settings.data_dir)
+        await asyncio.to_thread(refuse_pending_restore, directory.path)
         if make and settings.development:
             await migrate(settings)
         if not make and _is_in(directory, urls.journal):

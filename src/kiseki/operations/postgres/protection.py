@@ -275,6 +275,11 @@ class PostgresProtection:
         head = await newest_head(self._place)
         return None if head is None else head.through
 
+    async def reaches(self, until: datetime | None) -> datetime | None:
+        """As JournalProtection. The log goes to any time that it covers."""
+        through = await self.through()
+        return through if until is None or through is None else min(through, until)
+
     async def recover(self, work: Path, progress: Progress, *, until: datetime | None = None) -> StagedJournal:
         """As JournalProtection: the whole cluster, in `work/data`, with the journal in it.
 

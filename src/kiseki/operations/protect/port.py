@@ -55,6 +55,10 @@ class Protection(Protocol):
 class JournalProtection(Protection, Protocol):
     """Protects a journal with its claims."""
 
+    async def reaches(self, until: datetime | None) -> datetime | None:
+        """The time (UTC) of the last copy of before a time, which `recover` would go to; None when there is none."""
+        ...
+
     async def recover(self, work: Path, progress: Progress, *, until: datetime | None = None) -> StagedJournal:
         """Puts together, in the empty folder `work` or beside the live store, the newest journal that the place has, or
         what it was at a time (UTC). Raises BackupMissing, BackupDamaged."""

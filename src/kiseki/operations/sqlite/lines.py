@@ -165,8 +165,9 @@ async def _line(place: Place, what: str, name: str, there: Sequence[Stored]) -> 
 
 
 def refuse_another(lines: Sequence[Line], identity: str, *, what: str, label: str) -> None:
-    """Raises BackupRefused when a place has copies of another store than that of `identity`, with which a life begins: an
-    empty store that a start has begun, where a restore was meant, must not hide the copies of the real one.
+    """Raises BackupRefused when a place has copies of another store than that of `identity`, with which a life begins.
+
+    An empty store that a start has begun, where a restore was meant, must not hide the copies of the real one.
     """
     for line in lines:
         if line.head is not None and not line.head.life.startswith(identity):

@@ -40,7 +40,7 @@ from kiseki.operations.sqlite.lines import (
     through_of,
     write_head,
 )
-from kiseki.operations.sqlite.recovery import JOURNAL_FILE, recovered_journal
+from kiseki.operations.sqlite.recovery import JOURNAL_FILE, reach_of, recovered_journal
 
 __all__ = ["WHAT", "SqliteJournalProtection"]
 
@@ -167,6 +167,10 @@ class SqliteJournalProtection:
     async def through(self) -> datetime | None:
         """As Protection."""
         return through_of(await read_lines(self._place, WHAT))
+
+    async def reaches(self, until: datetime | None) -> datetime | None:
+        """As JournalProtection."""
+        return reach_of(await read_lines(self._place, WHAT), until)
 
     async def close(self) -> None:
         """As Protection: nothing runs between two steps."""

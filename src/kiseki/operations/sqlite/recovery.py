@@ -23,7 +23,7 @@ from kiseki.operations.sqlite.increments import IncrementHeader, apply_increment
 from kiseki.operations.sqlite.journal import SqliteStagedJournal
 from kiseki.operations.sqlite.lines import Base, Increment, Line, fetched_base, read_lines
 
-__all__ = ["JOURNAL_FILE", "recovered_journal"]
+__all__ = ["JOURNAL_FILE", "reach_of", "recovered_journal"]
 
 JOURNAL_FILE: Final = "journal.db.gz"
 _AT_ONCE: Final = 100
@@ -58,6 +58,23 @@ async def recovered_journal(
         move_file(recovery.path, path)
 
     return await SqliteStagedJournal.made(live, f"{clock.now():%Y%m%dT%H%M%SZ}", put, contents=contents, clock=clock)
+
+
+def reach_of(lines: Sequence[Line], until: datetime | None) -> datetime | None:
+    """The time of the last step of before a time that can be gone back to; None when there is none."""
+    try:
+        line, base = _chosen(lines, until, "")
+    except BackupMissing:
+        return None
+    if line.head is not None and (until is None or until >= line.head.through):
+        return line.head.through
+    reached = base.at
+    for increment in line.increments:
+        if increment.row > base.row:
+            if until is not None and increment.through > until:
+                break
+            reached = increment.through
+    return reached
 
 
 def _chosen(lines: Sequence[Line], until: datetime | None, label: str) -> tuple[Line, Base]:
