@@ -172,18 +172,22 @@ async def _put_time_to_live(tables: Tables, table: str, attribute: str) -> None:
 
 
 async def _put_policy(tables: Tables, arn: str, policy: dict[str, Any], old: str, new: str) -> None:
-    def renamed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [renamed(each) for each in value]
-        if isinstance(value, dict):
-            return {name: renamed(each) for name, each in value.items()}
-        if isinstance(value, str) and ":table/" in value:
-            before, _, rest = value.partition(":table/")
-            name, slash, more = rest.partition("/")
-            return f"{before}:table/{new if name == old else name}{slash}{more}"
-        return value
+    await tables.call(
+        "PutResourcePolicy", {"ResourceArn": arn, "Policy": json.dumps(_renamed_policy(policy, old, new))}
+    )
 
-    await tables.call("PutResourcePolicy", {"ResourceArn": arn, "Policy": json.dumps(renamed(policy))})
+
+def _renamed_policy(value: Any, old: str, new: str) -> Any:
+    """A policy, or a part of one, that speaks of another table."""
+    if isinstance(value, list):
+        return [_renamed_policy(each, old, new) for each in value]
+    if isinstance(value, dict):
+        return {name: _renamed_policy(each, old, new) for name, each in value.items()}
+    if isinstance(value, str) and ":table/" in value:
+        before, _, rest = value.partition(":table/")
+        name, slash, more = rest.partition("/")
+        return f"{before}:table/{new if name == old else name}{slash}{more}"
+    return value
 
 
 async def _put_alarms(described: DescribedTable, table: str, address: DynamoDbAddress, generation: str) -> list[str]:
