@@ -77,7 +77,10 @@ async def inspect(argument: str | None, *, verifier: TokenVerifier, json: bool) 
 async def revoke(revocations: RevocationList, issuer: str, subject: str, *, actor: str | None) -> None:
     """Revokes a subject's tokens. Raises RevocationRefused, RevocationsUnavailable, AuditUnavailable."""
     await revocations.revoke(issuer, subject, actor=actor)
-    print("the subject's tokens that were issued until now are revoked; processes hear of it within seconds")
+    print(
+        "the subject's tokens that were issued until now are revoked; processes hear of it within seconds, and accept "
+        "new ones after `token_leeway`"
+    )
 
 
 def _given(argument: str | None) -> bytes:

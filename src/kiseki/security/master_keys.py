@@ -57,7 +57,10 @@ class MasterKeys:
             if master_key.reads(key_id):
                 return await master_key.unwrap(wrapped, context)
         have = ", ".join(each.key_id for each in self._all)
-        raise MasterKeyMissing(f"a key was wrapped by the master key {key_id}; this process has {have}")
+        raise MasterKeyMissing(
+            f"a key was wrapped by the master key {key_id}; this process has {have}; give the other in "
+            "`master_keys_previous` until `kiseki keys rotate` needs it no more"
+        )
 
     async def close(self) -> None:
         """Lets go of all connections; again is fine."""

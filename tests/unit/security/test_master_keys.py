@@ -96,7 +96,7 @@ async def test_the_current_one_wraps_and_each_reads_its_own() -> None:
     assert await both.unwrap(new, b"here") == b"new"
     assert both.reads(LocalMasterKey(MASTER).key_id)
     assert not both.reads("local-0000000000000000")
-    with pytest.raises(MasterKeyMissing) as missing:
+    with pytest.raises(MasterKeyMissing, match="give the other in `master_keys_previous`") as missing:
         await MasterKeys(LocalMasterKey(OTHER)).unwrap(old, b"here")
     assert LocalMasterKey(MASTER).key_id in str(missing.value)
     with pytest.raises(KisekiError):
