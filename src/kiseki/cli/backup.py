@@ -25,8 +25,9 @@ from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backups import Backups
 from kiseki.operations.errors import BackupMissing, BackupRefused
 from kiseki.operations.protect.forever import protect as protect_forever
-from kiseki.operations.restoring import RestorePlan, RestoreReport, restore_cluster
-from kiseki.operations.restoring import restore as carry_out
+from kiseki.operations.restore.cluster import restore_cluster
+from kiseki.operations.restore.plan import RestorePlan, RestoreReport
+from kiseki.operations.restore.run import restore as carry_out
 from kiseki.security.audit.log import AuditLog
 from kiseki.security.masking import Masker
 from kiseki.service.audit import open_audit

@@ -81,14 +81,17 @@ def copy_pages(connection: sqlite3.Connection, target: Path) -> None:
 def opened_copy(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection to a copy that nobody else has, made to need no log; what is deleted is overwritten.
 
-    Text comes as bytes. Raises sqlite3.Error, NoRoom.
+    Text comes as bytes. Raises OperationFailed when what was copied is damaged, NoRoom.
     """
-    with closing(_connect(path, "rw")) as copy, explained_full(path.parent):
-        copy.text_factory = bytes
-        copy.execute("PRAGMA synchronous=OFF")
-        copy.execute("PRAGMA journal_mode=DELETE").fetchone()
-        copy.execute("PRAGMA secure_delete=ON").fetchone()
-        yield copy
+    try:
+        with closing(_connect(path, "rw")) as copy, explained_full(path.parent):
+            copy.text_factory = bytes
+            copy.execute("PRAGMA synchronous=OFF")
+            copy.execute("PRAGMA journal_mode=DELETE").fetchone()
+            copy.execute("PRAGMA secure_delete=ON").fetchone()
+            yield copy
+    except sqlite3.Error as problem:
+        raise _damaged(path, str(problem)) from problem
 
 
 @contextmanager
@@ -117,7 +120,12 @@ def check_sound(path: Path) -> None:
         except sqlite3.DatabaseError as problem:
             found = str(problem)
     if found != "ok":
-        raise OperationFailed(f"{path.name} is damaged ({found}); restore an older backup")
+        raise _damaged(path, found)
+
+
+def _damaged(path: Path, what: str) -> OperationFailed:
+    # What SQLite finds, it says in several lines.
+    return OperationFailed(f"{path.name} is damaged ({' '.join(what.split())}); restore an older backup")
 
 
 def packed(source: Path, target: Path) -> None:

@@ -1,16 +1,4 @@
-"""`restore`: brings parts of a system back, in the order that loses and mixes nothing. Used by `kiseki backup restore`.
-
-1. Keys and journal are put together beside the live ones, from a backup or from continuous protection, whichever goes
-   further; both are read whole, and compared with what is live and with each other.
-2. A mark keeps everybody from starting on these stores, and read models are forgotten: what they have applied may be
-   what the restored journal does not have.
-3. The keys take their place, then the journal, each in one step; its feed begins a new epoch. The mark goes.
-4. The ledger of erasures is replayed, and read models are built from the journal.
-
-Read models alone, by name, come from a backup of theirs: see `restoring_read_models`. Step 4 follows.
-
-What is refused before step 2 leaves everything as it was. A run that was killed is made good by the same one again.
-"""
+"""One restore of journal and keys, step by step. Used by `restore`, which says in which order and why."""
 
 from __future__ import annotations
 
@@ -18,10 +6,8 @@ import asyncio
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -30,193 +16,34 @@ import msgspec
 from kiseki.application.context import Application
 from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.telemetry import NoTelemetry
-from kiseki.operations.backup.compare import surveyed
-from kiseki.operations.backup.manifest import Contents, Part
+from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
 from kiseki.operations.backup.restore import check_journal, check_keys, discarded_on_failure, subjects_without_keys
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, catch_up, forget_builds, replay_erasures
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import BackupMissing, RestoreHalfDone, RestoreRefused
-from kiseki.operations.places.port import Place
-from kiseki.operations.restoring_read_models import restore_read_models
-from kiseki.operations.sources import journal_source, key_source
+from kiseki.operations.restore.plan import RestorePlan, RestoreReport
+from kiseki.operations.restore.read_models import restore_read_models
+from kiseki.operations.restore.sources import journal_source, key_source
 from kiseki.operations.sqlite.copying import refuse_in_use
-from kiseki.operations.sqlite.key_protection import WHAT as KEY_INCREMENTS
-from kiseki.operations.sqlite.protection import WHAT as JOURNAL_INCREMENTS
 from kiseki.security.key_store import KeyStore
 from kiseki.security.master_keys import open_master_keys
 from kiseki.security.protector import KeyProtector
 from kiseki.service.erasures import open_ledger
-from kiseki.service.restore_mark import mark_restore, marked_restore, unmark_restore
+from kiseki.service.restore_mark import mark_restore, unmark_restore
 from kiseki.service.secrets import vault_of
 from kiseki.service.sqlite_stores import DataDirectory
 from kiseki.service.store_urls import store_urls
 from kiseki.service.stores import Stores, open_read_models
 
-__all__ = ["RestorePlan", "RestoreReport", "restore", "restore_cluster"]
-
+__all__ = ["StoresRestore"]
 
 _WORK: Final = ".restore-"
-_INCREMENTS: Final = {Part.JOURNAL: JOURNAL_INCREMENTS, Part.KEYS: KEY_INCREMENTS}
 _BUILD_FILE: Final = re.compile(r"(catalog|[a-z][a-z0-9_]*\.v\d+(\.\d+)?)\.(sqlite|lock)(-wal|-shm|-journal)?")
 
 
-class RestorePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator asked for."""
-
-    parts: frozenset[Part] = frozenset()
-    """What to restore; journal and key store, as far as they are lost, when empty. Read models by themselves."""
-    identity: str | None = None
-    """A backup of the journal, or of the read models; the newest there is, when None."""
-    until: datetime | None = None
-    """The journal, or the read models, as of a time (UTC)."""
-    discard_newer: bool = False
-    """What is live and newer may be lost. It is kept aside."""
-    put_back_audit: bool = False
-    """The audit log too, where there is a backup of it: nobody named what to restore."""
-    catch_up: bool = True
-    """Builds read models before it is done; otherwise an updater does when it starts."""
-
-
-class RestoreReport(msgspec.Struct, kw_only=True):
-    """What was done."""
-
-    journal_from: str = ""
-    journal: Contents | None = None
-    journal_kept: str = ""
-    lost_commits: int | None = 0
-    """Commits that were live and are not restored; None when nobody knows."""
-    keys_from: str = ""
-    keys_kept: str = ""
-    lost_keys: int | None = 0
-    people_without_keys: int = 0
-    """Whose data in the journal can't be read any more, because their keys are younger than the copy of the keys."""
-    read_models_from: str = ""
-    builds: int = 0
-    """Restored builds of read models."""
-    read_models_kept: str = ""
-    audit_records: int = 0
-    erasures: str = ""
-    left: list[str] = []
-    """What the operator still has to do, one line each."""
-    seconds: float = 0.0
-
-
-async def restore(backups: Backups, application: Application, plan: RestorePlan, progress: Progress) -> RestoreReport:
-    """Carries a plan out.
-
-    Raises RestoreRefused, BackupMissing, BackupDamaged, OperatorBusy, NoRoom, Unavailable. Before the first switch
-    nothing was changed then; later, the same again goes on.
-    """
-    began = time.monotonic()
-    report = RestoreReport()
-    plan = await asyncio.to_thread(_resumed, backups.settings.data_dir, plan)
-    _refuse_mixed(plan)
-    async with AsyncExitStack() as locked:
-        for place, name in _locks(backups):
-            await locked.enter_async_context(place.lock(name))
-        parts = plan.parts or await _lost(backups)
-        plan = msgspec.structs.replace(plan, parts=parts, put_back_audit=not plan.parts or plan.put_back_audit)
-        run = _Restore(backups, plan, report, progress)
-        if parts & {Part.JOURNAL, Part.KEYS}:
-            await run.journal_and_keys(parts)
-        if Part.AUDIT in parts:
-            report.audit_records = await backups.put_back_audit(progress)
-        elif plan.put_back_audit:
-            await run.put_back_audit()
-        if Part.READ_MODELS in parts:
-            await run.read_models(application)
-        if parts & {Part.JOURNAL, Part.KEYS, Part.READ_MODELS}:
-            await run.bring_into_force(application)
-    report.seconds = time.monotonic() - began
-    return report
-
-
-async def restore_cluster(backups: Backups, folder: Path, until: datetime | None, progress: Progress) -> RestoreReport:
-    """Puts a whole PostgreSQL cluster together from continuous protection, in an empty folder, and reads its journal.
-
-    The live one is not touched; what is left to do is in the report.
-    Raises RestoreRefused, BackupMissing, BackupDamaged, ToolMissing, NoRoom.
-    """
-    began = time.monotonic()
-    protection = backups.journal_protection()
-    if protection is None or backups.is_embedded:
-        raise RestoreRefused(
-            "a cluster is recovered from the continuous protection of PostgreSQL; set journal to postgresql://…, "
-            "backup to its place and backup_base to true"
-        )
-    await asyncio.to_thread(folder.mkdir, mode=0o711, parents=True, exist_ok=True)
-    if await asyncio.to_thread(lambda: any(folder.iterdir())):
-        raise RestoreRefused(f"{folder} is not empty; a cluster is put together in an empty folder")
-    report = RestoreReport(journal_from="continuous protection")
-    async with backups.place(Part.JOURNAL).lock("restore.lock"), AsyncExitStack() as opened:
-        journal = await protection.recover(folder, progress, until=until)
-        opened.push_async_exit(discarded_on_failure(journal))
-        async with journal.opened() as there, surveyed(there, "the recovered cluster", progress) as survey:
-            report.journal = survey.contents
-        switched = await journal.switch()
-    report.journal_kept, report.left = switched.kept, list(switched.left)
-    report.seconds = time.monotonic() - began
-    return report
-
-
-def _resumed(data_dir: Path, plan: RestorePlan) -> RestorePlan:
-    """The plan, or that of a run that was ended between its switches, when nothing else is asked for."""
-    with explained_room(data_dir, "see that this account may read it"):
-        data = marked_restore(data_dir)
-    if data is None or plan.parts or plan.identity is not None or plan.until is not None:
-        return plan
-    return msgspec.json.decode(data, type=RestorePlan)
-
-
-def _locks(backups: Backups) -> Iterator[tuple[Place, str]]:
-    """What keeps others away: another restore, and whoever copies what is just being replaced."""
-    known = [part for part in (Part.JOURNAL, Part.KEYS, Part.READ_MODELS) if part in backups.parts]
-    yield backups.place(known[0] if known else Part.KEYS), "restore.lock"
-    for part in known:
-        if part is not Part.READ_MODELS:
-            yield backups.place(part), f"{part}.lock"
-            if backups.is_embedded:
-                yield backups.place(part), f"{_INCREMENTS[part]}.lock"
-
-
-def _refuse_mixed(plan: RestorePlan) -> None:
-    if plan.identity is not None and plan.until is not None:
-        raise RestoreRefused("a backup is of one time: name its id, or a time with --until, and not both")
-    if Part.READ_MODELS not in plan.parts:
-        return
-    if plan.parts & {Part.JOURNAL, Part.KEYS}:
-        raise RestoreRefused(
-            "read models are built anew from a journal that is restored, and can't be restored with it or its keys; "
-            "leave --part read-models out"
-        )
-    if not plan.catch_up:
-        raise RestoreRefused(
-            "restored read models may hold people who were erased since, so they are brought up to the journal before "
-            "anything is served; leave --no-catch-up out"
-        )
-
-
-async def _lost(backups: Backups) -> frozenset[Part]:
-    """Which of journal and key store are not there, or can't be read."""
-    lost = set()
-    for part, opened in ((Part.JOURNAL, backups.live.journal), (Part.KEYS, backups.live.keys)):
-        try:
-            async with opened() as store:
-                if store is None:
-                    lost.add(part)
-        except KisekiError:
-            lost.add(part)
-    if not lost:
-        raise RestoreRefused(
-            "journal and key store are there and can be read, so nothing was changed; to go back to a backup all the "
-            "same, name what to restore: --part journal, --part keys"
-        )
-    return frozenset(lost)
-
-
-class _Restore:
+class StoresRestore:
     """One run, step by step."""
 
     def __init__(self, backups: Backups, plan: RestorePlan, report: RestoreReport, progress: Progress) -> None:

@@ -18,7 +18,7 @@ from kiseki.operations.backup.restore import discarded_on_failure
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, refuse_running
 from kiseki.operations.errors import RestoreRefused
-from kiseki.operations.sources import read_model_backup
+from kiseki.operations.restore.sources import read_model_backup
 from kiseki.projection.port import BuildCatalog
 from kiseki.projection.subscription import Subscription
 from kiseki.service.store_urls import store_urls
