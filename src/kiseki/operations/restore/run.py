@@ -7,7 +7,7 @@
 3. The keys take their place, then the journal, each in one step; its feed begins a new epoch. The mark goes.
 4. The ledger of erasures is replayed, and read models are built from the journal.
 
-Read models alone, by name, come from a backup of theirs: see `restoring_read_models`. Step 4 follows.
+Read models alone, by name, come from a backup of theirs: see `read_models`. Step 4 follows.
 
 What is refused before step 2 leaves everything as it was. A run that was killed is made good by the same one again.
 """
