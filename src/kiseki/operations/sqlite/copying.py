@@ -44,6 +44,9 @@ _CHUNK: Final = 1 << 20
 _BUSY_SECONDS: Final = 5.0
 _BESIDE: Final = ("-wal", "-shm", "-journal")
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_ODD_ROWS: Final = (AttributeError, KeyError, TypeError, ValueError)
+"""What reading rows ends in when a text is none any more, or a value is missing: SQLite does not look at that."""
+_ODD: Final = "a row holds what was never written"
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _SHARED_FIRST: Final = 0x40000002
 _SHARED_BYTES: Final = 510
@@ -55,7 +58,7 @@ def opened_moment(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that sees a file as it is at one moment, however it is written meanwhile. Text comes as bytes.
 
     Writers go on. SQLite can't shorten its log as long as this lasts, so the log grows by what is written.
-    Raises OperationFailed.
+    Raises OperationFailed, also when rows turn out in the block to hold what nobody wrote.
     """
     if not path.exists():
         raise OperationFailed(f"there is no {path} to copy; check data_dir, or restore it")
@@ -67,6 +70,8 @@ def opened_moment(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.Error as problem:
         raise OperationFailed(f"{path} can't be copied: {problem}; look at the file and at its disk") from problem
+    except _ODD_ROWS as problem:
+        raise _damaged(path, _ODD) from problem
 
 
 def copy_pages(connection: sqlite3.Connection, target: Path) -> None:
@@ -92,6 +97,8 @@ def opened_copy(path: Path) -> Iterator[sqlite3.Connection]:
             yield copy
     except sqlite3.Error as problem:
         raise _damaged(path, str(problem)) from problem
+    except _ODD_ROWS as problem:
+        raise _damaged(path, _ODD) from problem
 
 
 @contextmanager
