@@ -94,7 +94,8 @@ async def test_a_table_whose_root_page_is_damaged_is_said(world: World) -> None:
         good = path.read_bytes()
         with closing(sqlite3.connect(path)) as connection:
             (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
-        path.write_bytes(good[: (root - 1) * _PAGE] + b"\xff" * _PAGE + good[root * _PAGE :])
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
+        path.write_bytes(good[: (root - 1) * size] + b"\xff" * size + good[root * size :])
         for copy in copies:
             with pytest.raises(OperationFailed, match=r"malformed|damaged") as raised:
                 await copy()
