@@ -14,7 +14,8 @@ from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backup.port import nothing
 from kiseki.operations.backups import Backups
 from kiseki.operations.dynamodb.calls import opened_tables
-from kiseki.operations.restoring import RestorePlan, restore
+from kiseki.operations.restore.plan import RestorePlan
+from kiseki.operations.restore.run import restore
 from kiseki.service.settings import Settings
 from kiseki.service.stores import Stores, migrate
 from kiseki.users import app
