@@ -1,4 +1,7 @@
-"""`Scratch`: private folders of this machine, for what goes to or comes from a place elsewhere. For the place on S3."""
+"""`Scratch`: private folders of this machine, for what is there for a moment.
+
+For the place on S3, whose files go through them, and for the drivers of embedded stores, whose copies are proved there.
+"""
 
 from __future__ import annotations
 

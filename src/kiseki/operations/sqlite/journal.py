@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -21,6 +20,7 @@ from kiseki.operations.backup.manifest import Contents, Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import OperationFailed, RestoreRefused
+from kiseki.operations.places.scratch import Scratch
 from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
     check_sound,
@@ -77,8 +77,8 @@ class SqliteJournalBackups:
     @asynccontextmanager
     async def opened(self, folder: Path, manifest: Manifest) -> AsyncIterator[TransferableJournal]:
         """As JournalBackups."""
-        with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
-            path = Path(work) / "journal.db"
+        async with Scratch().folder("verify-journal") as work:
+            path = work / "journal.db"
             await in_thread(lambda: unpacked(folder / _FILE, path))
             async with opened_file(path, self._clock) as journal:
                 yield journal

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -21,6 +20,7 @@ from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
+from kiseki.operations.places.scratch import Scratch
 from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
     check_sound,
@@ -96,8 +96,8 @@ class SqliteKeyBackups:
     @asynccontextmanager
     async def opened(self, folder: Path, manifest: Manifest) -> AsyncIterator[KeyStore]:
         """As KeyBackups."""
-        with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
-            path = Path(work) / "keys.db"
+        async with Scratch().folder("verify-keys") as work:
+            path = work / "keys.db"
             await in_thread(lambda: unpacked(folder / KEYS_FILE, path))
             async with opened_keys(path) as keys:
                 yield keys

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
@@ -17,6 +16,7 @@ from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.backup.verify import unsound
 from kiseki.operations.disk import explained_room
 from kiseki.operations.errors import BackupRefused, OperationFailed
+from kiseki.operations.places.scratch import Scratch
 from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
     check_sound,
@@ -105,24 +105,19 @@ class SqliteReadModelBackups:
 
     async def check(self, folder: Path, manifest: Manifest) -> Sequence[str]:
         """As ReadModelBackups."""
-
-        def look() -> list[str]:
-            with tempfile.TemporaryDirectory(prefix="kiseki-verify-") as work:
-                _unpack_all(folder, manifest, Path(work))
-                return _problems(Path(work))
-
-        return await in_thread(look)
+        async with Scratch().folder("verify-read-models") as work:
+            await in_thread(lambda: _unpack_all(folder, manifest, work))
+            return await in_thread(lambda: _problems(work))
 
     @asynccontextmanager
     async def opened(self, folder: Path, manifest: Manifest) -> AsyncIterator[BuildCatalog]:
         """As ReadModelBackups."""
-        with tempfile.TemporaryDirectory(prefix="kiseki-restore-") as work:
-            place = Path(work)
-            await in_thread(lambda: _unpack_all(folder, manifest, place))
-            problems = await in_thread(lambda: _problems(place))
+        async with Scratch().folder("restore-read-models") as work:
+            await in_thread(lambda: _unpack_all(folder, manifest, work))
+            problems = await in_thread(lambda: _problems(work))
             if problems:
                 raise unsound(manifest, problems)
-            models = await SqliteReadModels.open(place, clock=self._clock)
+            models = await SqliteReadModels.open(work, clock=self._clock)
             try:
                 yield models.builds
             finally:
