@@ -9,6 +9,9 @@ What makes destroyed keys disappear from every byte (https://www.sqlite.org/prag
   otherwise a power cut could bring the old log back.
 - Temporary pages stay in memory.
 
+It is opened under a lock on `<file>.lock`: a restore replaces it under the same lock, and then nobody has the old file
+open, whose log SQLite would mix into the new one.
+
 A file system that copies on write, or a disk that moves its blocks, may keep old ones; keys there are still wrapped.
 """
 
@@ -22,6 +25,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from kiseki.journal.sqlite.connection import Busy, WriteLock
 from kiseki.kernel.errors import KisekiError
 from kiseki.security.key_store import KeyStoreCorrupt, KeyStoreUnavailable
 
@@ -81,7 +85,7 @@ class KeyFile:
 
     def create(self) -> None:
         """Makes the file when it is not there, mode 0600, and its tables. Raises as `connect`."""
-        with self.translated():
+        with self.translated(), self._locked():
             try:
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             except FileExistsError:
@@ -99,7 +103,7 @@ class KeyFile:
 
         Raises KeyFileRefused, KeyStoreUnavailable, KeyStoreCorrupt.
         """
-        with self.translated():
+        with self.translated(), self._locked():
             self.check()
             return self._open(new=False)
 
@@ -143,6 +147,10 @@ class KeyFile:
         """Turns what SQLite and the system raise into KeyStoreUnavailable or KeyStoreCorrupt, with the cause."""
         try:
             yield
+        except Busy as problem:
+            raise KeyStoreUnavailable(
+                f"the key store {self.path.name} can't be opened: another process holds its lock"
+            ) from problem
         except sqlite3.DatabaseError as problem:
             code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -154,6 +162,15 @@ class KeyFile:
             raise KeyStoreUnavailable(
                 f"the key store {self.path.name} can't be used: {problem.strerror or type(problem).__name__}"
             ) from problem
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = WriteLock(self.path.with_name(self.path.name + ".lock"))
+        try:
+            with lock.held(time.monotonic() + self._busy_timeout):
+                yield
+        finally:
+            lock.close()
 
     def _open(self, *, new: bool) -> sqlite3.Connection:
         # mode=rw: a file that was removed is not made anew, empty.

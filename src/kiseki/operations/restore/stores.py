@@ -26,7 +26,7 @@ from kiseki.operations.errors import BackupMissing, RestoreHalfDone, RestoreRefu
 from kiseki.operations.restore.plan import RestorePlan, RestoreReport
 from kiseki.operations.restore.read_models import restore_read_models
 from kiseki.operations.restore.sources import journal_source, key_source
-from kiseki.operations.sqlite.copying import refuse_in_use
+from kiseki.operations.sqlite.switching import refuse_in_use
 from kiseki.security.key_store import KeyStore
 from kiseki.security.master_keys import open_master_keys
 from kiseki.security.protector import KeyProtector

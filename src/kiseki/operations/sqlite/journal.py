@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Final
 
-from kiseki.journal.sqlite.connection import Busy, WriteLock
 from kiseki.journal.sqlite.journal import SqliteJournal
 from kiseki.journal.sqlite.schema import SCHEMA_VERSION, begin_life, journal_epoch
 from kiseki.journal.transfer.transferable import TransferableJournal
@@ -19,7 +17,6 @@ from kiseki.operations.backup.contents import ContentsDigest
 from kiseki.operations.backup.manifest import Contents, Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
-from kiseki.operations.errors import OperationFailed, RestoreRefused
 from kiseki.operations.places.scratch import Scratch
 from kiseki.operations.places.threads import in_thread
 from kiseki.operations.sqlite.copying import (
@@ -29,17 +26,19 @@ from kiseki.operations.sqlite.copying import (
     opened_copy,
     opened_moment,
     packed,
+    unpacked,
+)
+from kiseki.operations.sqlite.switching import (
+    held_for_switch,
     put_in_place,
     refuse_in_use,
     remove_database,
     staged_path,
-    unpacked,
 )
 
 __all__ = ["SqliteJournalBackups", "SqliteStagedJournal", "contents_of", "head_of", "pack_journal"]
 
 _FILE: Final = "journal.db.gz"
-_LOCK_SECONDS: Final = 10.0
 _EVERY: Final = 100_000
 _COMMITS: Final = "SELECT stream, first_sequence, count, document, committed_at FROM commits"
 _CLAIMS: Final = "SELECT count(*) FROM claims"
@@ -137,25 +136,10 @@ class SqliteStagedJournal:
         return Switched(kept)
 
     def _switch(self) -> str:
-        try:
-            lock = WriteLock(self._live.with_name(self._live.name + ".lock"))
-        except OSError as problem:
-            raise OperationFailed(f"{self._live} can't be locked: {problem.strerror}") from problem
-        try:
-            # Whoever starts now waits for it, and then meets the restored file.
-            with lock.held(time.monotonic() + _LOCK_SECONDS), explained_room(self._live.parent, "make room there"):
-                refuse_in_use(self._live, what="the journal")
-                refuse_in_use(self._staged, what="the restored journal")
-                kept = put_in_place(self._staged, self._live, now=self._clock.now())
-        except Busy:
-            raise RestoreRefused(
-                f"a process writes to the journal {self._live}; stop kiseki, then run the same again. Nothing was "
-                "changed"
-            ) from None
-        finally:
-            lock.close()
-        self._staged.with_name(self._staged.name + ".lock").unlink(missing_ok=True)
-        return kept
+        with held_for_switch(self._live, what="the journal"):
+            refuse_in_use(self._live, what="the journal")
+            refuse_in_use(self._staged, what="the restored journal")
+            return put_in_place(self._staged, self._live, now=self._clock.now())
 
     async def discard(self) -> None:
         """As Staged."""

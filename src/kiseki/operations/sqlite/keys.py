@@ -22,17 +22,13 @@ from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.disk import explained_room
 from kiseki.operations.places.scratch import Scratch
 from kiseki.operations.places.threads import in_thread
-from kiseki.operations.sqlite.copying import (
-    check_sound,
-    copy_pages,
-    opened_copy,
-    opened_moment,
-    packed,
+from kiseki.operations.sqlite.copying import check_sound, copy_pages, opened_copy, opened_moment, packed, unpacked
+from kiseki.operations.sqlite.switching import (
+    held_for_switch,
     put_in_place,
     refuse_in_use,
     remove_database,
     staged_path,
-    unpacked,
 )
 from kiseki.security.key_store import KeyStore
 from kiseki.security.sqlite_key_store import SqliteKeyStore
@@ -179,15 +175,17 @@ class SqliteStagedKeys:
             refuse_in_use(self._live_keys, what="the key store")
 
     def _switch(self) -> str:
-        with explained_room(self._live_keys.parent, "make room there"):
+        kept = []
+        with held_for_switch(self._live_keys, what="the key store"):
             refuse_in_use(self._live_keys, what="the key store")
             refuse_in_use(self._keys, what="the restored key store")
             if self._revocations.exists() and not _is_readable(self._live_revocations):
                 refuse_in_use(self._live_revocations, what="the revocations")
-                put_in_place(self._revocations, self._live_revocations, now=self._clock.now())
+                kept.append(put_in_place(self._revocations, self._live_revocations, now=self._clock.now()))
             else:
                 remove_database(self._revocations)
-            return put_in_place(self._keys, self._live_keys, now=self._clock.now())
+            kept.insert(0, put_in_place(self._keys, self._live_keys, now=self._clock.now()))
+        return ", ".join(files for files in kept if files)
 
     async def discard(self) -> None:
         """As Staged."""

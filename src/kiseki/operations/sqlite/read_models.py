@@ -24,10 +24,10 @@ from kiseki.operations.sqlite.copying import (
     opened_copy,
     opened_moment,
     packed,
-    refuse_in_use,
     sync_directory,
     unpacked,
 )
+from kiseki.operations.sqlite.switching import refuse_in_use
 from kiseki.projection.port import BuildCatalog, BuildName
 from kiseki.query.sqlite.files import BuildFiles
 from kiseki.query.sqlite.read_models import SqliteReadModels

@@ -296,7 +296,12 @@ def die_while_switching(folder: str) -> None:
         kept = [journal_rows(path)["commits"] for path in live.parent.glob("journal.db.replaced-*")]
         assert old in map(len, kept), "and the old one is kept"
 
-    lines = killed_at_each_line(("operations/sqlite/copying.py",), prepare, lambda: asyncio.run(restored()), look)
+    lines = killed_at_each_line(
+        ("operations/sqlite/copying.py", "operations/sqlite/switching.py"),
+        prepare,
+        lambda: asyncio.run(restored()),
+        look,
+    )
     print(lines, flush=True)
 
 
@@ -315,3 +320,33 @@ async def test_errors_are_one_line_without_secrets(live: Path, tmp_path: Path) -
     with pytest.raises(KisekiError) as caught:
         await backups_of(live).make(tmp_path / "copy", no_progress)
     assert "\n" not in str(caught.value)
+
+
+async def test_a_journal_behind_a_link_is_replaced_on_its_disk(live: Path, tmp_path: Path) -> None:
+    rows = journal_rows(live)
+    manifest = await made(live, tmp_path / "copy")
+    disk, link = tmp_path / "disk", tmp_path / "data" / "journal.db"
+    disk.mkdir()
+    link.parent.mkdir()
+    live.rename(disk / "journal.db")
+    link.symlink_to(disk / "journal.db")
+    switched = await (await backups_of(link).stage(tmp_path / "copy", manifest, no_progress)).switch()
+    assert Path(switched.kept).parent == disk
+    assert link.is_symlink()
+    assert journal_rows(disk / "journal.db") == rows
+    (disk / "journal.db").unlink()  # lost, and the link is still there
+    assert (await (await backups_of(link).stage(tmp_path / "copy", manifest, no_progress)).switch()).kept == ""
+    assert link.is_symlink()
+    assert journal_rows(link) == rows
+    disk.rename(tmp_path / "taken out")
+    with pytest.raises(RestoreRefused, match="mount its disk"):
+        await backups_of(link).stage(tmp_path / "copy", manifest, no_progress)
+    assert not disk.exists(), "nothing is made where a disk should be mounted"
+
+
+async def test_a_kept_link_that_leads_nowhere_is_in_nobodys_way(live: Path, tmp_path: Path) -> None:
+    manifest = await made(live, tmp_path / "copy")
+    now = ManualClock().now()
+    live.with_name(f"journal.db.replaced-{now:%Y%m%dT%H%M%SZ}").symlink_to(tmp_path / "gone.db")
+    switched = await (await backups_of(live).stage(tmp_path / "copy", manifest, no_progress)).switch()
+    assert switched.kept == str(live.with_name(f"journal.db.replaced-{now:%Y%m%dT%H%M%SZ}-2"))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import os
 import shutil
+import sqlite3
 import stat
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +20,8 @@ from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.errors import BackupDamaged, RestoreRefused
 from kiseki.operations.sqlite.keys import SqliteKeyBackups
 from kiseki.security.identity.sqlite_revocations import SqliteRevocations
-from kiseki.security.key_store import DIGEST_SUBJECT, Rewrapped, WrappedKey
+from kiseki.security.key_store import DIGEST_SUBJECT, KeyStoreUnavailable, Rewrapped, WrappedKey
+from kiseki.security.sqlite_key_file import KeyFile
 from kiseki.security.sqlite_key_store import SqliteKeyStore
 from tests.integration.operations.sqlite.kill_points import killed_at_each_line
 from tests.integration.operations.sqlite.sqlite_parts import (
@@ -173,3 +178,51 @@ async def test_a_restore_that_dies_at_any_line_leaves_a_key_store(tmp_path: Path
     process = await child(die_while_switching, str(tmp_path))
     assert int(await line_from(process) or 0) > 30
     assert await process.wait() == 0
+
+
+async def test_who_starts_in_the_moment_of_the_switch_meets_the_restored_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the old file open its log would be taken for one of the new file."""
+    live = tmp_path / "live"
+    await store_in(live)
+    manifest = await made(live, tmp_path / "copy")
+    staged = await backups_in(live).stage(tmp_path / "copy", manifest, no_progress)
+    replace = os.replace
+    started: list[Future[None]] = []
+
+    async def start() -> None:
+        keys = await SqliteKeyStore.open(live / "keys.db", busy_timeout=30.0)
+        await keys.insert({"Newcomer-1": WrappedKey("key-of-newcomer", b"wrapped key of one")})
+        await keys.close()
+
+    def replaced(source: Path, target: Path) -> None:
+        with pytest.raises(KeyStoreUnavailable, match="another process holds its lock"):
+            KeyFile(live / "keys.db", busy_timeout=0.0).connect()
+        started.append(executor.submit(lambda: asyncio.run(start())))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    with ThreadPoolExecutor(1) as executor:
+        await staged.switch()
+        await asyncio.wrap_future(started[0])
+    subjects = [row[1] for row in key_rows(live / "keys.db")["keys"]]
+    assert len(subjects) == 52
+    assert subjects[-1] == "Newcomer-1"
+    with closing(sqlite3.connect(live / "keys.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_all_that_is_kept_of_a_key_store_is_said(tmp_path: Path) -> None:
+    """Of a damaged or lost file its log stays, and there are keys in it."""
+    live = tmp_path / "live"
+    await store_in(live)
+    manifest = await made(live, tmp_path / "copy")
+    (live / "keys.db").unlink()
+    (live / "keys.db-wal").write_bytes(b"a log with keys")
+    (live / "revocations.db").write_bytes(b"damaged" * 1_000)
+    switched = await (await backups_in(live).stage(tmp_path / "copy", manifest, no_progress)).switch()
+    kept = sorted(str(path) for path in live.iterdir() if ".replaced-" in path.name)
+    assert {Path(path).name.partition(".replaced-")[0] for path in kept} == {"keys.db", "revocations.db"}
+    assert sorted(switched.kept.split(", ")) == kept
+    assert all(path in switched.left[0] for path in kept)
