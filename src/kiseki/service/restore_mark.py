@@ -24,6 +24,7 @@ class RestorePending(KisekiError):
 
 def mark_restore(data_dir: Path, plan: bytes) -> None:
     """Sets the mark, durable when this returns; `plan` is for the next run. Blocks; raises OSError."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = data_dir / _NAME
     part = data_dir / f".{_NAME}.part"
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -45,7 +46,10 @@ def marked_restore(data_dir: Path) -> bytes | None:
 
 def unmark_restore(data_dir: Path) -> None:
     """Takes the mark away, durable when this returns; again is fine. Blocks; raises OSError."""
-    (data_dir / _NAME).unlink(missing_ok=True)
+    try:
+        (data_dir / _NAME).unlink()
+    except FileNotFoundError:
+        return
     _sync(data_dir)
 
 

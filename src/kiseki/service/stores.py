@@ -94,11 +94,12 @@ class Stores:
         make: bool = True,
         secrets: SecretSource | None = None,
         begin_ledger: bool = False,
+        restoring: bool = False,
     ) -> Self:
         """Opens what the settings name. With `make` embedded stores are made on first use, and in the development
         profile the tables of the others too; without it this only looks. `secrets` stays open; without it an own source
         is used. In production a ledger of erasures that is empty beside a journal that is not was lost, unless
-        `begin_ledger` says that there never was one.
+        `begin_ledger` says that there never was one. `restoring`: for the restore itself, before which nobody else may.
 
         Raises StoreNotReachable for a store elsewhere that does not answer, NotMigrated for one that lacks tables,
         RestorePending between the switches of a restore, SettingsError, DataDirectoryUnusable, and what an embedded
@@ -106,7 +107,8 @@ class Stores:
         """
         urls = store_urls(settings)
         directory = DataDirectory(settings.data_dir)
-        await asyncio.to_thread(refuse_pending_restore, directory.path)
+        if not restoring:
+            await asyncio.to_thread(refuse_pending_restore, directory.path)
         if make and settings.development:
             await migrate(settings)
         if not make and _is_in(directory, urls.journal):

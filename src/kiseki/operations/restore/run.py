@@ -35,7 +35,7 @@ from kiseki.operations.restore.plan import RestorePlan, RestoreReport
 from kiseki.operations.restore.stores import StoresRestore
 from kiseki.operations.sqlite.key_protection import WHAT as KEY_INCREMENTS
 from kiseki.operations.sqlite.protection import WHAT as JOURNAL_INCREMENTS
-from kiseki.service.restore_mark import marked_restore
+from kiseki.service.restore_mark import marked_restore, unmark_restore
 
 __all__ = ["restore"]
 
@@ -69,6 +69,8 @@ async def restore(backups: Backups, application: Application, plan: RestorePlan,
             await run.read_models(application)
         if parts & {Part.JOURNAL, Part.KEYS, Part.READ_MODELS}:
             await run.bring_into_force(application)
+        # Of read models it stays until here: somebody who was erased may be in what was put back.
+        await asyncio.to_thread(unmark_restore, backups.settings.data_dir)
     report.seconds = time.monotonic() - began
     return report
 
@@ -123,6 +125,6 @@ async def _lost(backups: Backups) -> frozenset[Part]:
     if not lost:
         raise RestoreRefused(
             "journal and key store are there and can be read, so nothing was changed; to go back to a backup all the "
-            "same, name what to restore: --part journal, --part keys"
+            "same, name what to restore: --part journal, --part keys; or --part audit, --part read-models"
         )
     return frozenset(lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -101,7 +101,7 @@ async def _dynamodb_second(backups: Backups, until: datetime) -> Source[StagedJo
     async def staged(work: Path, progress: Progress) -> AsyncIterator[StagedJournal]:
         yield await backups.drivers.journal().stage(work, manifest, progress)
 
-    return Source(f"point-in-time recovery, {manifest.made.as_of:%Y-%m-%d %H:%M:%S} UTC", staged)
+    return Source(f"point-in-time recovery, {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", staged)
 
 
 def _journal_backup(backups: Backups, manifest: Manifest) -> Source[StagedJournal]:

@@ -110,10 +110,18 @@ class StoresRestore:
                 refuse_in_use(path, what=what)
 
     async def read_models(self, application: Application) -> None:
-        """Puts read models back where the journal has all that they have applied."""
-        done = await restore_read_models(
-            self._backups, application, self._plan.identity, self._plan.until, self._progress
-        )
+        """Puts read models back where the journal has all they have applied; marked until erasures are in force."""
+        data_dir = self._settings.data_dir
+        with explained_room(data_dir, "make room there"):
+            await asyncio.to_thread(mark_restore, data_dir, msgspec.json.encode(self._plan))
+        try:
+            done = await restore_read_models(
+                self._backups, application, self._plan.identity, self._plan.until, self._progress
+            )
+        except BaseException:
+            # Nothing was changed: the switch is the last that it does.
+            await asyncio.to_thread(unmark_restore, data_dir)
+            raise
         self._report.read_models_from, self._report.builds = done.source, done.builds
         self._report.read_models_kept = done.kept
         self._report.left += done.left
@@ -133,12 +141,21 @@ class StoresRestore:
         """Erasures, then read models, on the restored stores."""
         self._progress("replaying erasures")
         stores = await Stores.open(
-            self._settings, clock=self._backups.clock, telemetry=NoTelemetry(), make=self._settings.development
+            self._settings,
+            clock=self._backups.clock,
+            telemetry=NoTelemetry(),
+            make=self._settings.development,
+            restoring=True,
         )
         try:
             if self._plan.catch_up:
                 replayed = await replay_erasures(application, self._settings, stores, everything=True)
                 self._report.erasures = str(replayed)
+                if replayed.parked:
+                    self._report.left.append(
+                        f"{len(replayed.parked):,} erased streams are parked, so that their rows may be in a read "
+                        "model; see `kiseki projection status`"
+                    )
                 self._progress("building read models")
                 if not await catch_up(application, application.projections, self._settings, stores):
                     self._report.left.append("a process runs a projection already; see `kiseki projection status`")
