@@ -173,5 +173,5 @@ async def test_what_is_no_record_is_said_and_what_is_not_reached(tmp_path: Path)
     with pytest.raises(LeaseBroken, match="not a record"):
         await store.read()
     (tmp_path / "file").touch()
-    with pytest.raises(LeaseUnavailable, match="can.t be used: file exists"):
+    with pytest.raises(LeaseUnavailable, match=r"can.t be used: file exists"):
         await FolderLeaseStore(tmp_path / "file").read()
