@@ -1,11 +1,14 @@
 """On-demand backups of AWS: making those of several tables, waiting for them, and deleting them.
 
-Used by the drivers of DynamoDB. AWS takes such a copy of a table at the moment of the call, and finishes it later.
+Used by the drivers of DynamoDB. Such a copy is not of one moment: it surely has what was written up to a minute before
+the request, surely nothing of later than a minute after it, and of what lies between AWS chooses item by item.
+https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CreateBackup.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -16,7 +19,7 @@ from kiseki.operations.backup.port import Progress
 from kiseki.operations.dynamodb.calls import Tables
 from kiseki.operations.errors import BackupDamaged, BackupMissing, OperationFailed
 
-__all__ = ["Copied", "copy_tables", "delete_copies", "delete_old_copies", "must_be_there"]
+__all__ = ["Copied", "Copying", "copy_tables", "delete_copies", "delete_old_copies", "must_be_there"]
 
 _FINISHES: Final = 3600.0
 _OURS: Final = "backup-"
@@ -27,13 +30,37 @@ class Copied(NamedTuple):
 
     arn: str
     copied_at: datetime
-    """UTC, AWS's clock."""
+    """When it was asked for: UTC, AWS's clock."""
+
+
+class Copying(NamedTuple):
+    """How far a copy may be from the moment at which it was asked for."""
+
+    around: timedelta
+    """On either side."""
+    apart: float
+    """Seconds from one request to the next, so that the later copy has all that the earlier one has."""
+
+    @classmethod
+    def of(cls, address: DynamoDbAddress) -> Copying:
+        """As AWS says; an emulator on this machine copies in the moment of the request."""
+        return _AT_ONCE if address.is_loopback else _AWS
+
+    def surely_in(self, copies: Iterable[Copied]) -> datetime:
+        """All that was written up to then is in every one of the copies (UTC, AWS's clock)."""
+        return min(copy.copied_at for copy in copies) - self.around
+
+
+_AWS: Final = Copying(timedelta(seconds=60), 130.0)
+"""Twice a minute, and some seconds for requests that are on their way."""
+_AT_ONCE: Final = Copying(timedelta(0), 0.0)
 
 
 async def copy_tables(
-    tables: Tables, live: DynamoDbAddress, names: Sequence[str], run: str, progress: Progress
+    tables: Tables, live: DynamoDbAddress, names: Sequence[str], run: str, progress: Progress, *, apart: float
 ) -> dict[str, Copied]:
-    """Backs tables up, one after the other in this order; by name. What fails leaves none of them behind.
+    """Backs tables up, in this order, each so many seconds after the one before; by name. So many seconds after the
+    last one this returns, so whatever is copied next is later too. What fails leaves none of them behind.
 
     Raises OperationFailed, DynamoDbUnavailable.
     """
@@ -44,8 +71,9 @@ async def copy_tables(
             progress(f"AWS copies {table}")
             answer = await _create(tables, table, run)
             made[name] = _copied(answer["BackupDetails"])
-        for name, copy in made.items():
-            await _finished(tables, live.table(name), copy.arn, progress)
+            asked = asyncio.get_running_loop().time()
+            await _finished(tables, table, made[name].arn, progress)
+            await _passed(asked + apart, table, progress)
         for name in names:
             await _remove_doubles(tables, live.table(name), run, made[name].arn)
     except BaseException:
@@ -91,6 +119,14 @@ async def must_be_there(tables: Tables, references: Mapping[str, str], names: Se
 
 async def _create(tables: Tables, table: str, run: str) -> dict[str, Any]:
     return await tables.call("CreateBackup", {"TableName": table, "BackupName": run})
+
+
+async def _passed(end: float, table: str, progress: Progress) -> None:
+    """Waits until a time of the loop's clock: AWS shows nothing that could be waited for instead."""
+    left = end - asyncio.get_running_loop().time()
+    if left > 0:
+        progress(f"waiting {left:.0f} s: until then more may come into the copy of {table}")
+        await asyncio.sleep(left)
 
 
 async def _finished(tables: Tables, table: str, arn: str, progress: Progress) -> None:

@@ -1,12 +1,14 @@
 """`DynamoDbJournalBackups`: the JournalBackups of a journal on DynamoDB. Made by the composition of operations.
 
-Journal and claims are two tables, and AWS copies each at a moment of its own. The claims are copied first, always: what
-comes to them between the two moments came in a transaction with a commit, and the copy of the journal, being later,
-has that commit. Its item says what it did to claims, so a restore does it again (`claims`), and journal and claims are
-of the moment of the journal's copy. The other order could not be mended: claims of commits that are not there can be
-found, but not the releases. A restore to a second (point-in-time recovery) takes the claims a few seconds before the
-journal, for the same reason. Idempotency records have no such second word: a command that was answered between the two
-copies, and is sent again after the restore with the same key, is decided again.
+Journal and claims are two tables, and AWS copies each by itself, with a minute on either side of which nobody knows
+what is in it (`backups`). The claims are copied first, always, and more than two minutes earlier: what came to them
+after their copy came in a transaction with a commit, and the copy of the journal has that commit, or it is later than
+`as_of`. Its item says what it did to claims, so a restore does it again (`claims`), and journal and claims fit. The
+other order could not be mended: claims of commits that are not there can be found, but not the releases. A restore to
+a second (point-in-time recovery) takes the claims earlier than the journal, for the same reason. What of the last two
+minutes is in the copy although something before it is not is dropped (`gaps`). Idempotency records have no such second
+word: a command that was answered between the two copies, and is sent again after a restore with the same key, is
+decided again.
 
 Snapshots are not copied: they are made again.
 """
@@ -33,11 +35,12 @@ from kiseki.kernel.ports import Clock
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.operations.backup.manifest import Contents, Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched, nothing
-from kiseki.operations.dynamodb.backups import copy_tables, delete_copies, must_be_there
+from kiseki.operations.dynamodb.backups import Copying, copy_tables, delete_copies, must_be_there
 from kiseki.operations.dynamodb.calls import Tables, opened_tables
 from kiseki.operations.dynamodb.claims import mend_claims
 from kiseki.operations.dynamodb.described import DescribedTables, describe, read_described, write_described
 from kiseki.operations.dynamodb.fence import Fencing
+from kiseki.operations.dynamodb.gaps import drop_after_gaps
 from kiseki.operations.dynamodb.moments import AT, CLAIMS_BEFORE, ON_DEMAND
 from kiseki.operations.dynamodb.parts import PARTS, SPECS
 from kiseki.operations.dynamodb.restored import (
@@ -46,6 +49,7 @@ from kiseki.operations.dynamodb.restored import (
     remove_tables,
     restore_tables,
     switch_recovery_on,
+    switch_streams_on,
 )
 from kiseki.operations.dynamodb.runs import Runs
 from kiseki.operations.dynamodb.staging import StagedTables
@@ -69,27 +73,28 @@ class DynamoDbJournalBackups:
         clock: Clock,
         writers_stopped: bool = False,
         fencing: Fencing | None = None,
+        copying: Copying | None = None,
     ) -> None:
         """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused. Else
-        it waits for that as `fencing` says."""
+        it waits for that as `fencing` says. `copying`: how far copies lie apart, for AWS unless said."""
         self._address = address
         self._clock = clock
         self._writers_stopped = writers_stopped
         self._fencing = fencing or Fencing()
+        self._copying = copying or Copying.of(address)
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Switches point-in-time recovery on where it is off. Of contents nothing is known: no view of
         one moment can be read, and what AWS counts is hours old."""
-        as_of = self._clock.now()
         async with opened_tables(self._address) as tables, Runs(tables, clock=self._clock).begun("backup-") as run:
             live = generation_address(self._address, (await tables.in_force("journal")).generation)
             described = await describe(tables, live, "journal", progress)
             await write_described(await _recoverable(tables, described, progress), folder)
-            copies = await copy_tables(tables, live, _COPIED, run.name, progress)
+            copies = await copy_tables(tables, live, _COPIED, run.name, progress, apart=self._copying.apart)
         return Made(
             store=self.store,
             method=ON_DEMAND,
-            as_of=as_of,
+            as_of=self._copying.surely_in([copies["journal"]]),
             versions={"commits": str(FORMAT)},
             references={name: copy.arn for name, copy in copies.items()},
         )
@@ -220,8 +225,15 @@ async def _restore(
     sources, claims_at = await _sources(tables, manifest)
     like = {name: described.of(name) for name in _COPIED}
     await restore_tables(tables, sources, target, like=like, progress=progress)
+    dropped = await drop_after_gaps(tables, target.table("journal"), manifest.made.as_of)
     progress("making claims fit the journal")
-    await mend_claims(tables, target, copied_at=claims_at)
+    dropped += await mend_claims(tables, target, copied_at=claims_at, as_of=manifest.made.as_of)
+    if dropped:
+        progress(
+            f"{dropped} commits of the last minutes are not restored: AWS's copy has them, but not all before them"
+        )
+    # Last, so that nobody who follows the journal ever sees what was dropped.
+    await switch_streams_on(tables, target, like)
 
 
 async def _sources(tables: Tables, manifest: Manifest) -> tuple[Sequence[TableSource], datetime]:
@@ -238,13 +250,15 @@ async def _sources(tables: Tables, manifest: Manifest) -> tuple[Sequence[TableSo
 async def _complete(
     tables: Tables, target: DynamoDbAddress, described: DescribedTables, generation: str, progress: Progress
 ) -> list[str]:
-    """Makes of restored tables what the live ones are; lines for the operator."""
+    """Makes of restored tables what the live ones are, with point-in-time recovery on even where it was off; lines for
+    the operator."""
     progress("putting back what AWS does not restore")
     async with opened_tables(target) as theirs:
         await create_tables(theirs.client, SPECS["journal"])
         left = []
         for each in described.tables:
-            left += await put_back(tables, each, target.table(each.name), generation)
+            wanted = msgspec.structs.replace(each, recovery=True) if each.name in _COPIED else each
+            left += await put_back(tables, wanted, target.table(each.name), generation)
         await check_tables(theirs.client, SPECS["journal"])
     return left
 

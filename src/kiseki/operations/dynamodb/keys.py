@@ -21,7 +21,7 @@ from kiseki.clients.dynamodb_tables import check_tables, create_tables
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched, nothing
-from kiseki.operations.dynamodb.backups import copy_tables, delete_copies, delete_old_copies, must_be_there
+from kiseki.operations.dynamodb.backups import Copying, copy_tables, delete_copies, delete_old_copies, must_be_there
 from kiseki.operations.dynamodb.calls import Tables, opened_tables
 from kiseki.operations.dynamodb.described import DescribedTables, describe, read_described, write_described
 from kiseki.operations.dynamodb.fence import Fencing
@@ -32,6 +32,7 @@ from kiseki.operations.dynamodb.restored import (
     remove_tables,
     restore_tables,
     switch_recovery_on,
+    switch_streams_on,
 )
 from kiseki.operations.dynamodb.runs import Runs
 from kiseki.operations.dynamodb.staging import StagedTables
@@ -57,17 +58,18 @@ class DynamoDbKeyBackups:
         clock: Clock,
         writers_stopped: bool = False,
         fencing: Fencing | None = None,
+        copying: Copying | None = None,
     ) -> None:
         """`writers_stopped`: the operator says that no process writes, so a switch need not see writes refused. Else
-        it waits for that as `fencing` says."""
+        it waits for that as `fencing` says. `copying`: how far copies may be from their request, AWS's unless said."""
         self._address = address
         self._clock = clock
         self._writers_stopped = writers_stopped
         self._fencing = fencing or Fencing()
+        self._copying = copying or Copying.of(address)
 
     async def make(self, folder: Path, progress: Progress) -> Made:
         """As PartBackups. Point-in-time recovery of the keys is switched on, for seven days, or shortened to that."""
-        as_of = self._clock.now()
         names = PARTS["keys"]
         async with opened_tables(self._address) as tables, Runs(tables, clock=self._clock).begun("backup-") as run:
             live = generation_address(self._address, (await tables.in_force("keys")).generation)
@@ -78,15 +80,16 @@ class DynamoDbKeyBackups:
                     await switch_recovery_on(tables, each.table, _DAYS)
             await write_described(described, folder)
             old = await delete_old_copies(
-                tables, [live.table(name) for name in names], older_than=timedelta(days=_DAYS), now=as_of
+                tables, [live.table(name) for name in names], older_than=timedelta(days=_DAYS), now=self._clock.now()
             )
             if old:
                 progress(f"{old} backups of keys in AWS were over {_DAYS} days old, and are deleted")
-            copies = await copy_tables(tables, live, names, run.name, progress)
+            # Keys and revocations have nothing to do with each other, so neither has to be the later copy.
+            copies = await copy_tables(tables, live, names, run.name, progress, apart=0.0)
         return Made(
             store=self.store,
             method="on-demand",
-            as_of=as_of,
+            as_of=self._copying.surely_in(copies.values()),
             references={name: copy.arn for name, copy in copies.items()},
         )
 
@@ -191,6 +194,7 @@ async def _restore(
     sources = [TableSource(name, copies[name].arn) for name in PARTS["keys"]]
     like = {name: described.of(name) for name in PARTS["keys"]}
     await restore_tables(tables, sources, target, like=like, progress=progress)
+    await switch_streams_on(tables, target, like)
 
 
 async def _complete(

@@ -27,8 +27,10 @@ ON_DEMAND: Final = "on-demand"
 POINT_IN_TIME: Final = "point-in-time"
 AT: Final = "at"
 """In the references of a restore to a second: the second."""
-CLAIMS_BEFORE: Final = timedelta(seconds=5)
+CLAIMS_BEFORE: Final = timedelta(seconds=120)
 """How much earlier the claims are restored: their copy has to be the older one."""
+_SURELY: Final = timedelta(seconds=60)
+"""AWS says nothing of what two tables have at one second; so no more is believed of it than of a backup."""
 
 
 async def point_in_time(address: DynamoDbAddress, at: datetime, clock: Clock) -> Manifest:
@@ -54,7 +56,7 @@ async def point_in_time(address: DynamoDbAddress, at: datetime, clock: Clock) ->
         made=Made(
             store="dynamodb",
             method=POINT_IN_TIME,
-            as_of=second,
+            as_of=second - _SURELY,
             versions={"commits": str(COMMITS_FORMAT)},
             references={**names, AT: second.isoformat()},
         ),

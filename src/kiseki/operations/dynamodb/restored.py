@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,7 @@ from kiseki.operations.dynamodb.calls import Tables
 from kiseki.operations.dynamodb.described import DescribedTable
 from kiseki.operations.errors import OperationFailed
 
-__all__ = ["TableSource", "put_back", "remove_tables", "restore_tables", "switch_recovery_on"]
+__all__ = ["TableSource", "put_back", "remove_tables", "restore_tables", "switch_recovery_on", "switch_streams_on"]
 
 _RESTORES: Final = 24 * 3600.0
 """Seconds that a restore may take: AWS gives no promise, and large tables take hours."""
@@ -48,20 +48,22 @@ async def restore_tables(
     like: dict[str, DescribedTable],
     progress: Progress,
 ) -> None:
-    """Restores tables under the names of another address, each with its stream of changes, and waits until they can be
-    used. Raises OperationFailed, BackupMissing, DynamoDbUnavailable."""
+    """Restores tables under the names of another address, and waits until they can be used.
+
+    Raises OperationFailed, BackupMissing, DynamoDbUnavailable.
+    """
     for source in sources:
         await _begin(tables, source, target.table(source.name), like[source.name])
     shown = _Shown(progress)
     await asyncio.gather(*(_ready(tables, source.name, target, shown) for source in sources))
-    for source in sources:
-        stream = like[source.name].stream
-        if stream is not None:
-            await _change(
-                tables,
-                target.table(source.name),
-                {"StreamSpecification": {"StreamEnabled": True, "StreamViewType": stream}},
-            )
+
+
+async def switch_streams_on(tables: Tables, target: DynamoDbAddress, like: Mapping[str, DescribedTable]) -> None:
+    """Gives restored tables the streams of changes that the described ones have. Raises as `restore_tables`."""
+    for name, described in like.items():
+        if described.stream is not None:
+            view = {"StreamEnabled": True, "StreamViewType": described.stream}
+            await _change(tables, target.table(name), {"StreamSpecification": view})
 
 
 async def put_back(tables: Tables, described: DescribedTable, table: str, generation: str) -> list[str]:
