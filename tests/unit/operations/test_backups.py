@@ -21,7 +21,7 @@ from kiseki.operations.backup.create import create_backup
 from kiseki.operations.backup.manifest import FORMAT, Made, Manifest, Part
 from kiseki.operations.backup.port import Progress
 from kiseki.operations.backup.prune import PRIVATE, going, prune
-from kiseki.operations.backup.restore import check_journal
+from kiseki.operations.backup.staged import check_journal
 from kiseki.operations.backup.verify import LiveJournal, lost_keys, verified, verify_journal
 from kiseki.operations.errors import (
     BackupDamaged,

@@ -11,7 +11,7 @@ from pathlib import Path
 from kiseki.operations.backup.compare import surveyed
 from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backup.port import Progress
-from kiseki.operations.backup.restore import discarded_on_failure
+from kiseki.operations.backup.staged import discarded_on_failure
 from kiseki.operations.backups import Backups
 from kiseki.operations.errors import RestoreRefused
 from kiseki.operations.restore.plan import RestoreReport

@@ -14,7 +14,7 @@ from kiseki.operations.backup.files import opened_backup
 from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backup.port import Progress, Staged
 from kiseki.operations.backup.read_models import refuse_other_life, refuse_unproved
-from kiseki.operations.backup.restore import discarded_on_failure
+from kiseki.operations.backup.staged import discarded_on_failure
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, refuse_running
 from kiseki.operations.errors import RestoreRefused

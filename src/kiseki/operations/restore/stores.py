@@ -18,7 +18,7 @@ from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.operations.backup.manifest import Part
 from kiseki.operations.backup.port import Progress, StagedJournal, StagedKeys
-from kiseki.operations.backup.restore import check_journal, check_keys, discarded_on_failure, subjects_without_keys
+from kiseki.operations.backup.staged import check_journal, check_keys, discarded_on_failure, subjects_without_keys
 from kiseki.operations.backups import Backups
 from kiseki.operations.catching_up import BuildsInUse, catch_up, forget_builds, replay_erasures
 from kiseki.operations.disk import explained_room

@@ -1,7 +1,6 @@
-"""Restores parts: staged beside the live store, read whole and compared, and only then put in its place.
+"""What is looked at of something that was staged, before it takes the place of what is live.
 
-Used by `kiseki backup restore` and by the drill. What it refuses leaves everything as it was, and what is replaced is
-kept aside.
+Used by `kiseki backup restore` and by the drill. What it refuses leaves everything as it was.
 """
 
 from __future__ import annotations
