@@ -26,6 +26,7 @@ from kiseki.operations.dynamodb.keys import DynamoDbKeyBackups
 from kiseki.operations.errors import BackupDamaged
 from kiseki.security.dynamodb_key_store import DynamoDbKeyStore
 from kiseki.security.identity.dynamodb_revocations import DynamoDbRevocations
+from kiseki.testing.journal_conformance import encoded, metadata
 from tests.integration.journal.dynamodb_parts import append, opened
 from tests.integration.journal.sqlite_parts import RealClock
 from tests.integration.operations.dynamodb.dynamodb_backup_parts import (
@@ -159,15 +160,20 @@ async def test_what_follows_a_young_gap_is_dropped(
         assert (await contents(restored)).commits == 5 + left
 
 
-async def test_an_older_gap_is_damage(address: DynamoDbAddress, between: Between, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ago", [0, 4])
+async def test_an_older_gap_is_damage(address: DynamoDbAddress, between: Between, tmp_path: Path, ago: int) -> None:
+    """Also where commits around it are young: what follows it was there, so it had to be there too."""
+
     async def meanwhile(live: DynamoDbJournal) -> None:
         for after in range(5):
-            await append(live, "user-a", after)
+            about = metadata(f"a.{after}", at=datetime.now(UTC) - timedelta(minutes=ago if after == 3 else 0))
+            await live.append("user-a", after, [encoded(f"a.{after}")], metadata=about)
 
     folder = folder_in(tmp_path)
     manifest = await copied(address, between, folder, meanwhile=meanwhile, lacking=[("user-a", 3)])
     backups = backups_of(address)
-    async with backups.opened(folder, as_of(manifest, datetime.now(UTC) + LATER)) as restored:
+    surely_in = datetime.now(UTC) + (timedelta(minutes=3) if ago else LATER)
+    async with backups.opened(folder, as_of(manifest, surely_in)) as restored:
         with pytest.raises(BackupDamaged, match="user-a has no commit that begins with sequence number 3"):
             await contents(restored)
 
