@@ -63,7 +63,7 @@ def status(
         async with opened_secrets(settings) as secrets, _lease(settings, secrets) as lease:
             replication = None
             if store_urls(settings).journal.kind is not StoreKind.SQLITE:
-                replication = replication_of(settings, there, secrets)
+                replication = await replication_of(settings, there, secrets)
             try:
                 found = await dr_status(
                     settings, lease=lease, replication=replication, now=datetime.now(UTC), more=more
@@ -149,7 +149,7 @@ async def _failover(settings: Settings, other: Path | None, *, forced: bool, unf
             "a planned failover compares the two journals: give the other site's settings with --other"
         )
     async with opened_audit(settings) as (secrets, audit), _lease(settings, secrets) as lease:
-        replication = replication_of(settings, there, secrets)
+        replication = await replication_of(settings, there, secrets)
         record = _recorder(audit, settings)
         try:
             if unfenced:

@@ -31,6 +31,7 @@ from kiseki.operations.dr.replication import FailoverRefused, Lag, Verified
 
 __all__ = ["DynamoDbReplication", "SharedTables"]
 
+_UNSAID: Final = "nobody said where the other site's journal is; give its settings with --other"
 _LOOKBACK: Final = timedelta(hours=24)
 _FOLLOWS: Final = 60.0
 _LOOK: Final = 1.0
@@ -52,12 +53,13 @@ class SharedTables(NamedTuple):
 class DynamoDbReplication:
     """As Replication."""
 
-    def __init__(self, primary: SharedTables | None, replica: SharedTables) -> None:
-        """`primary`: None when nobody said where it is."""
+    def __init__(self, primary: SharedTables | None, replica: SharedTables, *, unknown: str = _UNSAID) -> None:
+        """`primary`: None when it is not known; `unknown` says why."""
         self._primary = primary
         self._replica = replica
         self._client = DynamoDbClient(replica.address)
         self._other = None if primary is None else DynamoDbClient(primary.address)
+        self._unknown = unknown
         self._began = datetime.now(UTC)
 
     async def lag(self) -> Lag:
@@ -188,7 +190,7 @@ class DynamoDbReplication:
 
     def _known_primary(self) -> SharedTables:
         if self._primary is None:
-            raise JournalUnavailable("nobody said where the other site's journal is; give its settings with --other")
+            raise JournalUnavailable(self._unknown)
         return self._primary
 
 

@@ -39,8 +39,8 @@ def other_settings(file: Path | None, here: Settings) -> Settings | None:
     return there
 
 
-def replication_of(here: Settings, there: Settings | None, secrets: SecretSource) -> Replication:
-    """What carries the journal from the other site to this one. Raises FailoverRefused, SettingsError."""
+async def replication_of(here: Settings, there: Settings | None, secrets: SecretSource) -> Replication:
+    """What carries the journal from the other site to this one. Raises FailoverRefused, SettingsError, Unavailable."""
     ours = store_urls(here)
     theirs = None if there is None else store_urls(there)
     if theirs is not None and theirs.journal.kind is not ours.journal.kind:
@@ -54,7 +54,7 @@ def replication_of(here: Settings, there: Settings | None, secrets: SecretSource
         parse = partial(PostgresAddress.parse, schema=_SCHEMA, passwords=partial(SecretPassword, secrets))
         return PostgresReplication(None if theirs is None else parse(theirs.journal.text), parse(ours.journal.text))
     if ours.journal.kind is StoreKind.DYNAMODB:
-        return _global_tables(ours, theirs)
+        return await _global_tables(ours, theirs)
     raise FailoverRefused(
         "the journal is a SQLite file of one machine, which no database replicates: restore it on the other machine "
         "with `kiseki backup restore`, from what `kiseki backup protect` copied"
@@ -83,19 +83,40 @@ async def read_journal(settings: Settings, secrets: SecretSource) -> AsyncIterat
         await opened.close()
 
 
-def _global_tables(ours: StoreUrls, theirs: StoreUrls | None) -> Replication:
-    from kiseki.clients.dynamodb import DynamoDbAddress  # noqa: PLC0415
+async def _global_tables(ours: StoreUrls, theirs: StoreUrls | None) -> Replication:
+    """Of the tables that are in force here, which a restore may have made: those of the other site are the same ones,
+    or there is nothing to fail over to."""
+    from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbRefused, DynamoDbUnavailable  # noqa: PLC0415
+    from kiseki.clients.dynamodb_generations import resolved  # noqa: PLC0415
     from kiseki.operations.dr.dynamodb import DynamoDbReplication, SharedTables  # noqa: PLC0415
 
-    def tables(urls: StoreUrls) -> SharedTables:
+    async def tables(urls: StoreUrls) -> SharedTables:
         address = DynamoDbAddress.parse(urls.journal.text)
-        names, compared = ["journal", "claims", "snapshots"], ["claims"]
+        journal = await resolved(address, "journal")
+        names = [journal.table(name) for name in ("journal", "claims", "snapshots")]
+        compared = [journal.table("claims")]
         if urls.keys.text == urls.journal.text:
-            names += ["keys", "revocations"]
-            compared += ["keys"]
-        full = address.table
-        return SharedTables(address, tuple(map(full, names)), tuple(map(full, compared)))
+            keys = await resolved(address, "keys")
+            names += [keys.table("keys"), keys.table("revocations")]
+            compared += [keys.table("keys")]
+        return SharedTables(journal, tuple(names), tuple(compared))
 
-    if theirs is not None and DynamoDbAddress.parse(theirs.journal.text).prefix != tables(ours).address.prefix:
+    if theirs is None:
+        return DynamoDbReplication(None, await tables(ours))
+    if DynamoDbAddress.parse(theirs.journal.text).prefix != DynamoDbAddress.parse(ours.journal.text).prefix:
         raise FailoverRefused("the tables of the two sites have different prefixes, so they are no replicas")
-    return DynamoDbReplication(None if theirs is None else tables(theirs), tables(ours))
+    replica = await tables(ours)
+    try:
+        primary = await tables(theirs)
+    except DynamoDbUnavailable as problem:
+        if isinstance(problem.__cause__, DynamoDbRefused):
+            raise FailoverRefused(f"at the other site: {problem}") from problem
+        # A forced failover has to get by without that region; nothing else goes on without comparing.
+        return DynamoDbReplication(None, replica, unknown=f"which tables are in force at the other site: {problem}")
+    if primary.tables != replica.tables:
+        raise FailoverRefused(
+            f"in force are {', '.join(replica.tables)} in {replica.address.region}, and {', '.join(primary.tables)} in "
+            f"{primary.address.region}: since a restore they are no replicas; go to {replica.address.region} by "
+            "`kiseki backup restore` there"
+        )
+    return DynamoDbReplication(primary, replica)
