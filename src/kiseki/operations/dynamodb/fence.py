@@ -1,7 +1,8 @@
 """The fence: a resource-based policy that denies every write to a table, whoever asks. Used by switches.
 
-AWS puts a policy in force some seconds after it was given, so a fence counts once writes are seen to be refused. A
-statement of kiseki has an id of its own, and what else the policy of the table says stays.
+AWS puts a policy in force some seconds after it was given, so a fence counts once writes are seen to be refused. For
+15 seconds after a policy was given AWS may refuse another one, and answer with the one before: so taking a fence away
+is tried for longer. A statement of kiseki has an id of its own, and what else the policy of the table says stays.
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/access-control-resource-based.html
 Not seen on AWS: the emulator keeps policies and does not apply them; tests apply them in its stead.
 """
@@ -14,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from kiseki.clients.dynamodb import ConditionFailed, DynamoDbRefused
+from kiseki.kernel.errors import KisekiError
 from kiseki.operations.dynamodb.calls import Tables
 from kiseki.operations.errors import RestoreRefused
 
@@ -41,7 +43,9 @@ class Fencing(NamedTuple):
     """Seconds for which every probe has to be refused: a policy does not reach all of AWS at once, and AWS gives no
     bound."""
     pause: float = 0.25
-    """Seconds between probes."""
+    """Seconds between probes, and between tries to take a fence away."""
+    lifts: float = 30.0
+    """Seconds for which it is tried to take a fence away."""
 
 
 def is_fence(statement: Any) -> bool:
@@ -68,7 +72,8 @@ async def put_fence(tables: Tables, table: str, run: str) -> None:
         return
     arn = found["TableArn"]
     policy = await policy_of(tables, arn) or {"Version": "2012-10-17", "Statement": []}
-    others = [each for each in _statements(policy) if not is_fence(each)]
+    # That of another run stays: it may be the one that wins.
+    others = [each for each in _statements(policy) if not isinstance(each, dict) or each.get("Sid") != _sid(run)]
     fence = {"Sid": _sid(run), "Effect": "Deny", "Principal": "*", "Action": list(_WRITES), "Resource": arn}
     await _put(tables, arn, {**policy, "Statement": [*others, fence]})
 
@@ -97,23 +102,37 @@ async def wait_for_fence(tables: Tables, table: str, key: dict[str, Any], fencin
         await asyncio.sleep(fencing.pause)
 
 
-async def lift_fence(tables: Tables, table: str, run: str) -> None:
-    """Takes the fence of a run away; nothing when there is none."""
+async def lift_fence(tables: Tables, table: str, run: str, fencing: Fencing, *, was_put: bool) -> None:
+    """Takes the fence of a run away. Nothing when there is none; where one was put just now, it is waited for, because
+    AWS does not show it at once. Raises the last problem when it can't be taken away in time."""
+    now = asyncio.get_running_loop().time
+    end = now() + fencing.lifts
+    while True:
+        try:
+            if await _lifted(tables, table, run) or not was_put or now() >= end:
+                return
+        except (DynamoDbRefused, KisekiError):
+            if now() >= end:
+                raise
+        await asyncio.sleep(fencing.pause)
+
+
+async def _lifted(tables: Tables, table: str, run: str) -> bool:
+    """Takes a fence away; whether there was one to be seen, also of another run, or there is no table."""
     found = await tables.describe(table)
     if found is None:
-        return
+        return True
     arn = found["TableArn"]
     policy = await policy_of(tables, arn)
-    if policy is None:
-        return
-    statements = _statements(policy)
+    statements = [] if policy is None else _statements(policy)
     others = [each for each in statements if not isinstance(each, dict) or each.get("Sid") != _sid(run)]
-    if len(others) == len(statements):
-        return
+    if policy is None or len(others) == len(statements):
+        return any(map(is_fence, statements))
     if others:
         await _put(tables, arn, {**policy, "Statement": others})
     else:
         await tables.call("DeleteResourcePolicy", {"ResourceArn": arn})
+    return True
 
 
 async def _refuses(tables: Tables, table: str, key: dict[str, Any]) -> bool:

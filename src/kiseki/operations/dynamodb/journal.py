@@ -16,7 +16,7 @@ Snapshots are not copied: they are made again.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ from kiseki.journal.dynamodb.items import timestamp
 from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.format import FORMAT
 from kiseki.journal.transfer.transferable import TransferableJournal
+from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock
 from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.operations.backup.manifest import Contents, Made, Manifest
@@ -131,7 +132,8 @@ class DynamoDbJournalBackups:
                 left = await _complete(tables, target, described, run.name, progress)
                 written = await _written_since(tables, generation_address(self._address, force.generation), manifest)
             except BaseException:
-                await remove_tables(tables, target, PARTS["journal"], alarms=True)
+                with suppress(KisekiError):  # the next run removes them; what was wrong first is what is said
+                    await remove_tables(tables, target, PARTS["journal"], alarms=True, progress=progress)
                 raise
             staged = StagedTables(
                 "journal",
@@ -142,6 +144,7 @@ class DynamoDbJournalBackups:
                 writers_stopped=self._writers_stopped,
                 fencing=self._fencing,
                 opened=opened.pop_all(),
+                progress=progress,
             )
             return DynamoDbStagedJournal(staged, manifest, written=written, clock=self._clock)
 

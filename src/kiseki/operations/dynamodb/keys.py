@@ -10,7 +10,7 @@ is replayed after it, knows them all.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from typing import Any, Final
 from kiseki.clients.dynamodb import DynamoDbAddress
 from kiseki.clients.dynamodb_generations import generation_address
 from kiseki.clients.dynamodb_tables import check_tables, create_tables
+from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.manifest import Made, Manifest
 from kiseki.operations.backup.port import Progress, Switched, nothing
@@ -125,7 +126,8 @@ class DynamoDbKeyBackups:
                 progress("carrying erasures over")
                 await _carry_erasures(tables, generation_address(self._address, force.generation), target)
             except BaseException:
-                await remove_tables(tables, target, PARTS["keys"], alarms=True)
+                with suppress(KisekiError):  # the next run removes them; what was wrong first is what is said
+                    await remove_tables(tables, target, PARTS["keys"], alarms=True, progress=progress)
                 raise
             staged = StagedTables(
                 "keys",
@@ -136,6 +138,7 @@ class DynamoDbKeyBackups:
                 writers_stopped=self._writers_stopped,
                 fencing=self._fencing,
                 opened=opened.pop_all(),
+                progress=progress,
             )
             return DynamoDbStagedKeys(staged)
 

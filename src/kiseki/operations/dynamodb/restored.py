@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from kiseki.clients.aws_json import AwsUnavailable
 from kiseki.clients.dynamodb import DynamoDbAddress, DynamoDbRefused
-from kiseki.operations.backup.port import Progress
+from kiseki.operations.backup.port import Progress, nothing
 from kiseki.operations.dynamodb.alarms import opened_alarms
 from kiseki.operations.dynamodb.calls import Tables
 from kiseki.operations.dynamodb.described import DescribedTable
@@ -108,14 +108,21 @@ async def switch_recovery_on(tables: Tables, table: str, days: int | None) -> No
     await tables.call("UpdateContinuousBackups", {"TableName": table, "PointInTimeRecoverySpecification": recovery})
 
 
-async def remove_tables(tables: Tables, address: DynamoDbAddress, names: Sequence[str], *, alarms: bool) -> None:
-    """Deletes tables, and the alarms on them; again is fine."""
+async def remove_tables(
+    tables: Tables, address: DynamoDbAddress, names: Sequence[str], *, alarms: bool, progress: Progress = nothing
+) -> None:
+    """Deletes tables, and the alarms on them; again is fine. Alarms that can't be deleted are told: they name tables
+    that are gone, and are no reason to fail, or to hide why this is done."""
     for name in names:
         await tables.remove(address.table(name))
-    if alarms:
-        async with opened_alarms(address) as all_alarms:
-            for name in names:
+    if not alarms:
+        return
+    async with opened_alarms(address) as all_alarms:
+        for name in names:
+            try:
                 await all_alarms.remove(address.table(name))
+            except (OperationFailed, AwsUnavailable) as problem:
+                progress(f"alarms on {address.table(name)}, if it had any, are not deleted: {problem}")
 
 
 class _Shown:

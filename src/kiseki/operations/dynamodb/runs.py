@@ -18,7 +18,7 @@ from kiseki.kernel.errors import KisekiError
 from kiseki.kernel.ports import Clock
 from kiseki.operations.backup.catalog import new_id
 from kiseki.operations.dynamodb.calls import Tables
-from kiseki.operations.dynamodb.fence import lift_fence
+from kiseki.operations.dynamodb.fence import Fencing, lift_fence
 from kiseki.operations.dynamodb.parts import PARTS
 
 __all__ = ["Run", "Runs"]
@@ -94,7 +94,7 @@ class Runs:
             generation = (await self._tables.in_force(part)).generation
             live = generation_address(self._tables.address, generation)
             for name in PARTS[part]:
-                await lift_fence(self._tables, live.table(name), run)
+                await lift_fence(self._tables, live.table(name), run, Fencing(), was_put=False)
 
     async def _remove_backups(self, dead: set[str]) -> None:
         request: dict[str, Any] = {"BackupType": "USER"}

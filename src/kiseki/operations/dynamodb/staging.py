@@ -8,6 +8,7 @@ where an endpoint does not apply policies, somebody has to stop the writers and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -22,7 +23,7 @@ from kiseki.clients.dynamodb_generations import (
 )
 from kiseki.clients.dynamodb_tables import TableSpec
 from kiseki.kernel.errors import KisekiError
-from kiseki.operations.backup.port import Switched
+from kiseki.operations.backup.port import Progress, Switched
 from kiseki.operations.dynamodb.calls import Tables, refusals
 from kiseki.operations.dynamodb.fence import Fencing, lift_fence, put_fence, wait_for_fence
 from kiseki.operations.dynamodb.parts import PARTS, SPECS
@@ -46,6 +47,7 @@ class StagedTables:
         writers_stopped: bool,
         fencing: Fencing,
         opened: AsyncExitStack,
+        progress: Progress,
     ) -> None:
         """`left` are lines for the operator; `opened` is let go of at the end."""
         self.part = part
@@ -56,6 +58,9 @@ class StagedTables:
         self._writers_stopped = writers_stopped
         self._fencing = fencing
         self._opened = opened
+        self._progress = progress
+        self._fenced: set[str] = set()
+        """The tables that were given a fence, or may have been."""
         self._settled = False
         """Whether nothing is left to discard: in force, perhaps in force, or discarded."""
 
@@ -80,15 +85,15 @@ class StagedTables:
             try:
                 await self._fence()
                 await before()
-            except BaseException:
-                await self._lift()
+            except BaseException as problem:
+                await self._lift(problem)
                 raise
             self._settled = True
             try:
                 await put_in_force(self.tables.client, self.part, self._run, instead_of=self.instead_of)
             except (GenerationChanged, DynamoDbRefused) as problem:
                 self._settled = False
-                await self._lift()
+                await self._lift(problem)
                 if isinstance(problem, DynamoDbRefused):
                     raise
                 raise switched_meanwhile(self.part) from problem
@@ -111,20 +116,38 @@ class StagedTables:
         if self._settled:
             return
         with refusals():
-            await remove_tables(self.tables, self.address, PARTS[self.part], alarms=True)
+            await remove_tables(self.tables, self.address, PARTS[self.part], alarms=True, progress=self._progress)
         self._settled = True
         await self._opened.aclose()
 
     async def _fence(self) -> None:
         for spec in SPECS[self.part]:
-            await put_fence(self.tables, self.live.table(spec.name), self._run)
+            table = self.live.table(spec.name)
+            try:
+                await put_fence(self.tables, table, self._run)
+            except (DynamoDbRefused, OperationFailed):
+                raise  # there is none
+            except BaseException:
+                self._fenced.add(table)
+                raise
+            self._fenced.add(table)
         if not self._writers_stopped:
             for spec in SPECS[self.part]:
                 await wait_for_fence(self.tables, self.live.table(spec.name), _nobodys(spec), self._fencing)
 
-    async def _lift(self) -> None:
-        for name in PARTS[self.part]:
-            await lift_fence(self.tables, self.live.table(name), self._run)
+    async def _lift(self, because: BaseException) -> None:
+        """Lets the live tables be written again. Raises OperationFailed, with what was wrong before, when it can't."""
+        names = [self.live.table(name) for name in PARTS[self.part]]
+        found = await asyncio.gather(
+            *(lift_fence(self.tables, name, self._run, self._fencing, was_put=name in self._fenced) for name in names),
+            return_exceptions=True,
+        )
+        kept = {name: problem for name, problem in zip(names, found, strict=True) if problem is not None}
+        if kept:
+            raise OperationFailed(
+                f"{because}; and {', '.join(kept)} may take no writes still: the statement KisekiFence could not be "
+                f"taken out of their policies ({next(iter(kept.values()))}); do it, or run this again in ten minutes"
+            ) from because
 
     async def _to_do(self) -> list[str]:
         restored = self.address

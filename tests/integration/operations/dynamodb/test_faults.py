@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kiseki.clients.aws_json import AwsJsonClient, AwsRefused
 from kiseki.clients.dynamodb import DynamoDbAddress
 from kiseki.clients.dynamodb_generations import resolved
 from kiseki.kernel.errors import Unavailable
@@ -200,6 +201,48 @@ async def test_a_restore_that_fails_leaves_no_tables(
     between.hooks.clear()
     assert (await remains(address))[0] == []
     await (await backups.stage(folder, manifest, nothing)).discard()
+
+
+async def test_a_right_of_cloudwatch_that_is_missing_hides_nothing(
+    address: DynamoDbAddress, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, manifest = await backed_up(address, tmp_path)
+
+    async def refused(*_: object) -> None:
+        raise AwsRefused("monitoring in eu-west-1: DescribeAlarms: AccessDenied", kind="AccessDenied")
+
+    monkeypatch.setattr(AwsJsonClient, "call", refused)
+    between.refuse("AccessDeniedException", "UpdateContinuousBackups")
+    backups = DynamoDbJournalBackups(address, clock=RealClock(), writers_stopped=True)
+    said: list[str] = []
+    with pytest.raises(OperationFailed, match="dynamodb:UpdateContinuousBackups"):
+        await backups.stage(folder, manifest, said.append)
+    between.hooks.clear()
+    assert (await remains(address))[0] == []
+    staged = await backups.stage(folder, manifest, said.append)
+    said.clear()
+    await staged.discard()
+    assert (await remains(address))[0] == []
+    assert [line for line in said if "are not deleted" in line and "cloudwatch:DescribeAlarms" in line]
+
+
+@pytest.mark.parametrize("refused", ["DeleteTable", "DescribeTable"])
+async def test_what_can_not_be_removed_hides_nothing(
+    address: DynamoDbAddress, between: Between, tmp_path: Path, refused: str
+) -> None:
+    folder, manifest = await backed_up(address, tmp_path)
+
+    async def hook(operation: str, request: Mapping[str, Any]) -> None:
+        if operation == "UpdateContinuousBackups":
+            between.hooks.clear()
+            between.refuse("AccessDeniedException", refused)
+            raise refusal("AccessDeniedException", operation, request)
+
+    between.hooks.append(hook)
+    with pytest.raises(OperationFailed, match="dynamodb:UpdateContinuousBackups"):
+        await DynamoDbJournalBackups(address, clock=RealClock()).stage(folder, manifest, nothing)
+    between.hooks.clear()
+    assert (await remains(address))[0] != []
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"part":"journal","tables":[]}'])

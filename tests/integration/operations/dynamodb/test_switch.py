@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from kiseki.kernel.telemetry import NoTelemetry
 from kiseki.operations.backup.manifest import Manifest
 from kiseki.operations.backup.port import nothing
 from kiseki.operations.dynamodb.calls import opened_tables
-from kiseki.operations.dynamodb.fence import Fencing, policy_of
+from kiseki.operations.dynamodb.fence import Fencing, lift_fence, policy_of, put_fence
 from kiseki.operations.dynamodb.journal import DynamoDbJournalBackups
 from kiseki.operations.errors import OperationFailed, RestoreRefused
 from kiseki.service.dynamodb_stores import DynamoDbStores
@@ -118,6 +120,78 @@ async def test_without_a_fence_nothing_is_switched(address: DynamoDbAddress, tmp
     backups = DynamoDbJournalBackups(address, clock=RealClock(), writers_stopped=True)
     await (await backups.stage(folder, manifest, nothing)).switch()
     assert await resolved(address, "journal") != address
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_fence_is_lifted_although_aws_takes_no_policy_for_some_seconds(
+    address: DynamoDbAddress, between: Between, tmp_path: Path, others: bool
+) -> None:
+    """AWS refuses a second change of a policy for 15 seconds, and shows the first one late."""
+    folder, manifest = await backed_up(address, tmp_path)
+    if others:
+        await _allow(address)
+    staged = await DynamoDbJournalBackups(
+        address, clock=RealClock(), fencing=Fencing(within=0.3, holds=0.1, pause=0.02)
+    ).stage(folder, manifest, nothing)
+    refused: Counter[tuple[str, str]] = Counter()
+    changed: set[str] = set()
+
+    async def slow(operation: str, request: Mapping[str, Any]) -> None:
+        arn = str(request.get("ResourceArn"))
+        if operation == "PutResourcePolicy" and arn not in changed:
+            changed.add(arn)
+        elif arn in changed and "ResourcePolicy" in operation and refused[operation, arn] < 3:
+            refused[operation, arn] += 1
+            late = operation == "GetResourcePolicy"
+            raise refusal("PolicyNotFoundException" if late else "ValidationException", operation, request)
+
+    between.hooks.append(slow)
+    with pytest.raises(RestoreRefused, match="goes on taking writes"):
+        await staged.switch()
+    assert set(refused.values()) == {3}
+    assert len(refused) == 6
+    between.hooks.clear()
+    await staged.discard()
+    assert await fences(address) == []
+    async with opened_tables(address) as tables:
+        arn = (await tables.must_describe(address.table("journal")))["TableArn"]
+        assert bool(await policy_of(tables, arn)) == others
+
+
+async def test_a_fence_that_can_not_be_lifted_is_said_with_what_was_wrong_before(
+    address: DynamoDbAddress, between: Between, tmp_path: Path
+) -> None:
+    folder, manifest = await backed_up(address, tmp_path)
+    staged = await DynamoDbJournalBackups(
+        address, clock=RealClock(), fencing=Fencing(within=0.1, holds=0.1, pause=0.02, lifts=0.1)
+    ).stage(folder, manifest, nothing)
+    between.refuse("AccessDeniedException", "DeleteResourcePolicy")
+    with pytest.raises(OperationFailed) as problem:
+        await staged.switch()
+    assert f"{address.table('journal')} goes on taking writes" in str(problem.value)
+    names = ", ".join(address.table(name) for name in ("journal", "claims", "snapshots"))
+    assert f"{names} may take no writes still" in str(problem.value)
+    assert "dynamodb:DeleteResourcePolicy" in str(problem.value)
+    assert "\n" not in str(problem.value)
+    await staged.discard()
+    assert await fences(address) == ["journal", "claims", "snapshots"]
+
+
+def test_aws_gets_more_than_twenty_seconds_to_take_a_fence_away() -> None:
+    assert Fencing().lifts >= 20
+
+
+async def test_a_fence_of_another_run_stays(address: DynamoDbAddress) -> None:
+    table = address.table("journal")
+    async with opened_tables(address) as tables:
+        await put_fence(tables, table, "r1")
+        await put_fence(tables, table, "r2")
+        await lift_fence(tables, table, "r2", QUICK, was_put=True)
+        assert await fences(address) == ["journal"]
+        await lift_fence(tables, table, "r2", QUICK, was_put=True)
+        assert await fences(address) == ["journal"]
+        await lift_fence(tables, table, "r1", QUICK, was_put=True)
+    assert await fences(address) == []
 
 
 async def test_the_second_of_two_operators_is_refused(address: DynamoDbAddress, tmp_path: Path) -> None:
@@ -264,3 +338,14 @@ async def test_who_may_not_ask_which_tables_are_in_force_opens_none(address: Dyn
     between.refuse("AccessDeniedException", "GetItem", address.table("operations"))
     with pytest.raises(DynamoDbUnavailable, match="allow the role this operation on the table"):
         await resolved(address, "journal")
+
+
+async def _allow(address: DynamoDbAddress) -> None:
+    """A policy that somebody else gave to every table."""
+    async with opened_tables(address) as tables:
+        for name in ("journal", "claims", "snapshots"):
+            arn = (await tables.must_describe(address.table(name)))["TableArn"]
+            reader = {"AWS": "arn:aws:iam::000000000000:root"}
+            allow = {"Effect": "Allow", "Principal": reader, "Action": "dynamodb:GetItem", "Resource": arn}
+            policy = json.dumps({"Version": "2012-10-17", "Statement": allow})
+            await tables.call("PutResourcePolicy", {"ResourceArn": arn, "Policy": policy})
