@@ -279,7 +279,9 @@ async def test_a_file_that_is_missing_or_altered_is_found(server: PostgresServer
     await staged.discard()
 
 
-async def test_a_promoted_or_another_cluster_begins_a_new_base(server: PostgresServer, folder: Path) -> None:
+async def test_a_promoted_or_another_cluster_begins_a_new_base(
+    server: PostgresServer, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from tests.integration.journal.test_postgres_restore import Standby
 
     address = await journal_at(server.create_database())
@@ -310,6 +312,8 @@ class Later:
 
     def monotonic(self) -> float:
         return CLOCK.monotonic()
+
+    assert "no time between that and the new base" in caplog.text
 
 
 async def test_what_is_over_the_retention_goes_but_for_the_last(server: PostgresServer, folder: Path) -> None:
