@@ -16,6 +16,7 @@ from kiseki.clients.dynamodb import DynamoDbAddress
 from kiseki.journal.dynamodb.journal import DynamoDbJournal
 from kiseki.journal.port import ClaimChange
 from kiseki.journal.transfer.transferable import HeldClaim
+from kiseki.operations.backup.compare import surveyed
 from kiseki.operations.backup.manifest import Manifest, Part
 from kiseki.operations.backup.port import nothing
 from kiseki.operations.dynamodb.backups import Copying
@@ -62,6 +63,8 @@ async def copied(
 ) -> Manifest:
     """A backup: `meanwhile` happens between the copies of the two tables, and the one of the journal lacks some."""
 
+    taken_out: list[dict[str, Any]] = []
+
     async def before_the_journal(operation: str, request: Mapping[str, Any]) -> None:
         if operation == "CreateBackup" and request["TableName"] == address.table("journal"):
             between.hooks.clear()
@@ -69,10 +72,15 @@ async def copied(
                 await meanwhile(live)
             async with opened_tables(address) as tables:
                 for stream, number in lacking:
+                    taken_out.append((await tables.call("GetItem", place(address, stream, number)))["Item"])
                     await tables.call("DeleteItem", place(address, stream, number))
 
     between.hooks.append(before_the_journal)
-    return manifest_of(await backups_of(address).make(folder, nothing))
+    manifest = manifest_of(await backups_of(address).make(folder, nothing))
+    async with opened_tables(address) as tables:
+        for item in taken_out:
+            await tables.call("PutItem", {"TableName": address.table("journal"), "Item": item})
+    return manifest
 
 
 def place(address: DynamoDbAddress, stream: str, number: int) -> dict[str, Any]:
@@ -156,8 +164,14 @@ async def test_what_follows_a_young_gap_is_dropped(
         assert await held(restored) == {value(number): "user-a" for number in range(left)}
         await append(staged_journal(restored), "user-a", left)
     await staged.discard()
-    async with backups.opened(folder, manifest) as restored:
-        assert (await contents(restored)).commits == 5 + left
+    async with (
+        opened(address) as live,
+        backups.opened(folder, manifest) as restored,
+        surveyed(restored, "the backup", nothing) as survey,
+    ):
+        comparison = await survey.compare(live, nothing)
+        assert (survey.contents.commits, comparison.newer_commits) == (5 + left, 5 - left)
+        assert comparison.differing == ()
 
 
 @pytest.mark.parametrize("ago", [0, 4])
