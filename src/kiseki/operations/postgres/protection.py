@@ -117,6 +117,7 @@ class PostgresProtection:
                 if base is None:
                     await self._private_parts(cluster)
                     progress("beginning anew")
+                    await self._tell_of_gap()
                     await self._begin_anew(connection, cluster)
                 await self.receiver.begin(program, segment=cluster.segment)
                 made = base is None or self._age(base) >= _BASE_EVERY * 2
@@ -182,6 +183,15 @@ class PostgresProtection:
             _log.error("%s; a new base is made", problem)
             return None
         return bases[-1]
+
+    async def _tell_of_gap(self) -> None:
+        covered = await newest_head(self._place)
+        if covered is not None:
+            _log.warning(
+                "the log after %s UTC is not to be had any more: no time between that and the new base that is made now "
+                "can be gone back to",
+                f"{covered.through:%Y-%m-%d %H:%M:%S}",
+            )
 
     async def _begin_anew(self, connection: PostgresConnection, cluster: Cluster) -> None:
         await self.receiver.end()
