@@ -188,7 +188,7 @@ class PostgresProtection:
         covered = await newest_head(self._place)
         if covered is not None:
             _log.warning(
-                "the log after %s UTC is not to be had any more: no time between that and the new base that is made now "
+                "the log after %s UTC is not to be had any more: no time between that and the new base, made now, "
                 "can be gone back to",
                 f"{covered.through:%Y-%m-%d %H:%M:%S}",
             )
