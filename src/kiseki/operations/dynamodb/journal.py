@@ -54,6 +54,7 @@ from kiseki.operations.dynamodb.restored import (
 )
 from kiseki.operations.dynamodb.runs import Runs
 from kiseki.operations.dynamodb.staging import StagedTables
+from kiseki.operations.errors import RestoreRefused
 
 __all__ = ["DynamoDbJournalBackups", "DynamoDbStagedJournal"]
 
@@ -172,24 +173,33 @@ class DynamoDbStagedJournal:
 
     async def switch(self) -> Switched:
         """As Staged; `StagedTables` says what is guaranteed."""
-        return await self._staged.switch(before=_nothing_to_carry, after=self._look_at_live)
+        return await self._staged.switch(before=self._refuse_newer, after=self._look_at_live)
 
     async def discard(self) -> None:
         """As Staged."""
         await self._staged.discard()
 
+    async def _refuse_newer(self) -> None:
+        """Once nothing can be written any more: what came since it was compared would be lost, and nobody was asked."""
+        newer = await self._newer()
+        if newer:
+            raise RestoreRefused(
+                f"{newer:,} commits came to {self._staged.live.table('journal')} while this ran; stop kiseki, then run "
+                "the same again. Nothing was changed"
+            )
+
     async def _look_at_live(self) -> list[str]:
-        now = await _written_since(self._staged.tables, self._staged.live, self._manifest)
-        if now <= self._written:
+        """Once more, later: the index that is counted is behind the table."""
+        newer = await self._newer()
+        if not newer:
             return []
         return [
-            f"{now - self._written:,} commits came to {self._staged.live.table('journal')} while this ran; they are "
-            "there, and not in what is live now"
+            f"{newer:,} commits came to {self._staged.live.table('journal')} while this ran; they are there, and not "
+            "in what is live now"
         ]
 
-
-async def _nothing_to_carry() -> None:
-    """What came to the live journal since the copy is what is given up."""
+    async def _newer(self) -> int:
+        return max(0, await _written_since(self._staged.tables, self._staged.live, self._manifest) - self._written)
 
 
 @asynccontextmanager
