@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,12 +59,6 @@ def test_what_is_asked_in_the_wrong_way_is_one_line_and_2(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve", "--profile", "prod"], "--profile"),
-        (["serve", "--workers", "0"], "--workers"),
-        (["serve", "--log-level", "loud"], "--log-level"),
-        (["serve", "--config", "missing.toml"], "missing.toml"),
-        (["serve", "--app", "nowhere_to_be_found:app"], "nowhere_to_be_found"),
-        (["serve", "--host", "no such host"], "change `host`"),
         (["journal", "show", "UserAccount-1"], "check --data-dir"),
         (["projection", "status"], "check --data-dir"),
     ],
@@ -75,6 +73,37 @@ def test_what_a_person_can_mend_is_one_line_and_1(
     assert said in printed.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--profile", "prod"], "--profile"),
+        (["--workers", "0"], "--workers"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--config", "missing.toml"], "missing.toml"),
+        (["--app", "nowhere_to_be_found:app"], "nowhere_to_be_found"),
+        (["--host", "no such host"], "change `host`"),
+    ],
+)
+def test_a_service_that_can_not_start_says_so_in_one_line(arguments: list[str], said: str) -> None:
+    """In a process of its own: a service takes over the signals of its process, and ends it when a thread hangs."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "kiseki", "serve", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("kiseki: ")
+    assert ended.stderr.count("\n") == 1
+    assert said in ended.stderr
+
+
+@pytest.fixture
+def signals_put_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_put_back")
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a defect")

@@ -109,7 +109,7 @@ async def test_keys_can_be_recovered_seven_days_at_most(
 async def test_copies_of_keys_that_nobody_knows_go_in_seven_days(keys_address: DynamoDbAddress, tmp_path: Path) -> None:
     """Of a run that was killed after it made them, and before a manifest knew them."""
     clock = ManualClock()
-    clock.time = NOW
+    clock.time = datetime.now(UTC)  # AWS stamps its backups by its own clock
     backups = DynamoDbKeyBackups(keys_address, clock=clock)
     made = await backups.make(folder_in(tmp_path), nothing)
     clock.advance(timedelta(days=7, minutes=1).total_seconds())
