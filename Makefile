@@ -7,6 +7,8 @@ DEV_VENV := .venv-dev
 EMULATORS := .venv-emulators
 SCANNERS := .venv-scanners
 BIN := $(DEV_VENV)/bin
+# Tests wait for processes and servers much of the time: one more at once than there are cores.
+TEST_WORKERS ?= $(shell python3 -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 .PHONY: run test check pytest soak sbom scan bench bench-journals rolling lock format clean
 
@@ -22,7 +24,7 @@ check: $(DEV_VENV)/.ready
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(DEV_VENV)/.ready $(EMULATORS)/.ready $(SCANNERS)/.ready
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not soak" $(ARGS)
 
 soak: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
