@@ -47,6 +47,8 @@ backup = typer.Typer(help="Copies of the stores, and the way back.", **_plain)  
 app.add_typer(backup, name="backup")
 dr = typer.Typer(help="Disaster recovery: regions, failover, drills.", **_plain)  # type: ignore[arg-type]
 app.add_typer(dr, name="dr")
+database = typer.Typer(help="A new PostgreSQL server.", **_plain)  # type: ignore[arg-type]
+app.add_typer(database, name="database")
 app.add_typer(journal, name="journal")
 app.add_typer(projection, name="projection")
 
@@ -302,6 +304,21 @@ def audit_export(
 
     opened = partial(opened_audit_log, settings_of(config, data_dir))
     return export(file, opened=opened, since=since, until=until, kept_since=kept_since, force=force)
+
+
+@database.command("prepare")
+def database_prepare(
+    admin: Annotated[
+        str,
+        typer.Option(metavar="URL", help="postgresql://… of the server's administrator; refer to the password."),
+    ],
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make the databases and roles that the settings name, once, on a server that has none; then `kiseki migrate`."""
+    from kiseki.cli.database import prepare
+
+    prepare(admin=admin, config=config, data_dir=data_dir)
 
 
 @keys.command("status")
