@@ -49,6 +49,8 @@ dr = typer.Typer(help="Disaster recovery: regions, failover, drills.", **_plain)
 app.add_typer(dr, name="dr")
 database = typer.Typer(help="A new PostgreSQL server.", **_plain)  # type: ignore[arg-type]
 app.add_typer(database, name="database")
+scale = typer.Typer(help="How far the service may grow.", **_plain)  # type: ignore[arg-type]
+app.add_typer(scale, name="scale")
 app.add_typer(journal, name="journal")
 app.add_typer(projection, name="projection")
 
@@ -712,3 +714,131 @@ def dr_probe(
     from kiseki.cli.drill import probe
 
     return probe(urls, every=every, failures=failures, once=once, json=json)
+
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="KIND=MIN-MAX",
+        help="Tasks of a kind: command-api and query-api 3-20, updater 1-2, migrate 0-1, lambda (environments of the "
+        "function at a time) 0, serve 0, unless given. Several times for several kinds.",
+    ),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="[HOST:PORT=]N|CLASS",
+        help="Connections that PostgreSQL takes: max_connections, or the class of an RDS instance.",
+    ),
+]
+Cpu = Annotated[float, typer.Option(min=10, max=95, help="Percent of CPU that is aimed at.")]
+ScaleOut = Annotated[int, typer.Option(min=0, max=3_600, help="Seconds between two steps up.")]
+ScaleIn = Annotated[int, typer.Option(min=0, max=3_600, help="Seconds between two steps down.")]
+Surge = Annotated[float, typer.Option(min=1, max=3, help="Times the tasks while a release is deployed.")]
+Others = Annotated[int, typer.Option(min=0, help="Connections of people, backups and monitoring.")]
+Expected = Annotated[float | None, typer.Option(min=0, help="Expected a second, at the busiest time.")]
+PerTask = Annotated[float | None, typer.Option(min=0.1, help="What one task does a second, as measured.")]
+CommitBytes = Annotated[int, typer.Option(min=1, max=409_600, help="Of an item of the DynamoDB journal.")]
+Claims = Annotated[float, typer.Option(min=0, help="Unique values that a command takes or lets go.")]
+WriteMaximum = Annotated[int | None, typer.Option(min=1, help="On-demand maximum of a table, units of writing/s.")]
+
+
+@scale.command("plan")
+def scale_plan(
+    *,
+    tasks: Tasks = None,
+    cpu: Cpu = 70.0,
+    scale_out: ScaleOut = 60,
+    scale_in: ScaleIn = 300,
+    surge: Surge = 2.0,
+    others: Others = 10,
+    limits: Limits = None,
+    commands: Expected = None,
+    commands_per_task: PerTask = None,
+    queries: Expected = None,
+    queries_per_task: PerTask = None,
+    commit_bytes: CommitBytes = 1_024,
+    claims: Claims = 1.0,
+    write_maximum: WriteMaximum = None,
+    application: Application = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Count what so many tasks need of databases, and fail where it does not fit. Asks nobody."""
+    from kiseki.cli.scale import Options, show_plan
+
+    options = Options(
+        tasks=tasks or (),
+        cpu=cpu,
+        scale_out=scale_out,
+        scale_in=scale_in,
+        surge=surge,
+        others=others,
+        limits=limits or (),
+        commands=commands,
+        commands_per_task=commands_per_task,
+        queries=queries,
+        queries_per_task=queries_per_task,
+        commit_bytes=commit_bytes,
+        claims=claims,
+        write_maximum=write_maximum,
+    )
+    show_plan(options, application=application, config=config, data_dir=data_dir, json=json)
+
+
+@scale.command("show")
+def scale_show(
+    *,
+    region: Annotated[str | None, typer.Option(help="Of AWS; the journal's unless given.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Of ECS; the prefix of the journal's tables unless given.")
+    ] = None,
+    services: Annotated[
+        list[str] | None,
+        typer.Option("--service", metavar="KIND=NAME", help="Name of a service of ECS: the kind's; KIND= for none."),
+    ] = None,
+    instance: Annotated[str | None, typer.Option("--db-instance", metavar="NAME", help="An RDS instance.")] = None,
+    tasks: Tasks = None,
+    cpu: Cpu = 70.0,
+    scale_out: ScaleOut = 60,
+    scale_in: ScaleIn = 300,
+    surge: Surge = 2.0,
+    others: Others = 10,
+    limits: Limits = None,
+    commands: Expected = None,
+    commit_bytes: CommitBytes = 1_024,
+    claims: Claims = 1.0,
+    application: Application = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+) -> None:
+    """Show what AWS and the databases say is in force, and fail where it is not as planned. Changes nothing."""
+    from kiseki.cli.scale import Options, show
+
+    options = Options(
+        tasks=tasks or (),
+        cpu=cpu,
+        scale_out=scale_out,
+        scale_in=scale_in,
+        surge=surge,
+        others=others,
+        limits=limits or (),
+        commands=commands,
+        commit_bytes=commit_bytes,
+        claims=claims,
+    )
+    show(
+        options,
+        application=application,
+        region=region,
+        cluster=cluster,
+        services=services or (),
+        instance=instance,
+        config=config,
+        data_dir=data_dir,
+        json=json,
+    )
