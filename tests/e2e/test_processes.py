@@ -440,6 +440,37 @@ async def test_a_start_that_hangs_when_its_stores_are_open_ends_at_once(tmp_path
     assert "Traceback" not in service.log.read_text(encoding="utf-8")
 
 
+# Metrics for CloudWatch
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_embedded_metrics_are_lines_on_standard_output(tmp_path: Path, workers: str) -> None:
+    service = Service(
+        tmp_path / "data",
+        *("--workers", workers, "--drain-delay", "0"),
+        environment={"KISEKI_EMBEDDED_METRICS": "0.2", "KISEKI_METRICS_NAMESPACE": "kiseki-test"},
+    )
+    async with running(service):
+        await round_trip(service)
+
+        def told() -> list[dict[str, Any]]:
+            lines = service.log.read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines if line.startswith("{") and '"_aws"' in line]
+
+        def counted() -> bool:
+            return bool(told()) and told()[-1].get("ready") == 1 and told()[-1].get("http_requests") == 0
+
+        await eventually(counted)
+        assert service.terminate() == 0
+    lines = told()
+    assert {line["process"] for line in lines} == {"serve"}
+    assert {each["Namespace"] for line in lines for each in line["_aws"]["CloudWatchMetrics"]} == {"kiseki-test"}
+    assert sum(line.get("http_requests", 0) for line in lines) >= 6
+    assert sum(line.get("http_5xx", 0) for line in lines) == 0
+    assert any(line.get("projection_lag_commits") == 0 and line["parked_streams"] == 0 for line in lines)
+    assert all(0 < line["http_p99_seconds"] < 10 for line in lines if line.get("http_requests"))
+
+
 # Workers
 
 

@@ -21,6 +21,7 @@ from kiseki.journal.lease.holder import first_record
 from kiseki.journal.lease.port import CLOCK_RATE, FencedJournal, LeaseStore, elapsed_clock
 from kiseki.kernel.ports import AuditEvent
 from kiseki.kernel.telemetry import NoTelemetry
+from kiseki.operations.dr.ages import age_metrics, ages
 from kiseki.operations.dr.failback import Diverged, diverged_commits, refuse_unless_kept, write_diverged
 from kiseki.operations.dr.failover import (
     FailoverReport,
@@ -34,13 +35,14 @@ from kiseki.operations.dr.sites import other_settings, read_journal, replication
 from kiseki.operations.dr.status import More, dr_status
 from kiseki.security.audit.log import AuditLog
 from kiseki.security.secrets.source import SecretSource
+from kiseki.service.embedded_metrics import embedded_fields
 from kiseki.service.lease import lease_problem, open_lease_store
 from kiseki.service.secrets import opened_secrets
 from kiseki.service.settings import Settings, SettingsError
 from kiseki.service.store_urls import StoreKind, store_urls
 from kiseki.service.stores import open_journal
 
-__all__ = ["begin", "failback", "failover", "status"]
+__all__ = ["begin", "failback", "failover", "print_ages", "status"]
 
 
 def begin(*, config: Path | None, data_dir: Path | None) -> None:
@@ -81,6 +83,23 @@ def status(
         return 0 if found.good else 1
 
     return asyncio.run(work())
+
+
+def print_ages(*, config: Path | None, data_dir: Path | None) -> int:
+    """Prints the ages of backups and of the last drill as a line of embedded metric format; 1 when one is missing or
+    too great, which is said on standard error. Raises OperationFailed and what the places raise."""
+    settings = settings_of(config, data_dir)
+    now = SystemClock().now()
+    lines = asyncio.run(ages(settings, now))
+    values = age_metrics(lines)
+    fields = embedded_fields(
+        settings.metrics_namespace, {"process": "dr-status"}, values, dict.fromkeys(values, "Seconds"), now
+    )
+    print(msgspec.json.encode(fields).decode(), flush=True)
+    for line in lines:
+        if not line.good:
+            _tell(f"kiseki: {line.name}: {line.value}")
+    return 0 if all(line.good for line in lines) else 1
 
 
 def failover(

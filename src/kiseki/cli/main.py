@@ -617,15 +617,31 @@ def dr_begin(config: Config = None, data_dir: DataDir = None) -> None:
 
 
 @dr.command("status")
-def dr_status(other: OtherSite = None, config: Config = None, data_dir: DataDir = None, json: Json = False) -> int:
+def dr_status(
+    *,
+    other: OtherSite = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+    json: Json = False,
+    embedded_metrics: Annotated[
+        bool,
+        typer.Option("--embedded-metrics", help="Only the ages, as one line from which CloudWatch makes metrics."),
+    ] = False,
+) -> int:
     """Show which site writes, how far the other one is behind, and how old backups and the last drill are."""
     from functools import partial
 
     from kiseki.application.system import SystemClock
-    from kiseki.cli.dr import status
+    from kiseki.cli.dr import print_ages, status
     from kiseki.cli.journal import settings_of
     from kiseki.operations.dr.ages import ages
 
+    if embedded_metrics:
+        if other or json:
+            raise typer.BadParameter(
+                "has the ages of this site alone, in a format of its own", param_hint="--embedded-metrics"
+            )
+        return print_ages(config=config, data_dir=data_dir)
     more = [partial(ages, settings_of(config, data_dir), SystemClock().now())]
     return status(config=config, data_dir=data_dir, other=other, json=json, more=more)
 

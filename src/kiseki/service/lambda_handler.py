@@ -2,8 +2,8 @@
 
 Its entry point is `kiseki.service.lambda_handler.handler`. `KISEKI_APP=package.module:attribute` names the application
 (the shipped one unless set), and all settings come from the environment, as everywhere. The event source mapping needs
-`FunctionResponseTypes=[ReportBatchItemFailures]`, and neither a maximum of retries nor of a record's age: what can't be
-applied now is given back until it can be, for as long as the stream keeps it (24 hours); the sweeper finds the rest.
+`FunctionResponseTypes=[ReportBatchItemFailures]` and no maximum of retries: what can't be applied now is given back
+until it can be, for as long as the stream keeps it (24 hours); the sweeper finds the rest.
 
 The answer is always `{"batchItemFailures": [...]}` with the first record that must come again, also when nothing could
 be applied. An exception would come to the same, but would halve the batch (BisectBatchOnFunctionError), which helps
@@ -29,6 +29,7 @@ import structlog
 from kiseki.application.system import SystemClock
 from kiseki.kernel.errors import Unavailable
 from kiseki.projection.backoff import Backoff
+from kiseki.service.embedded_metrics import embedded_fields
 from kiseki.service.lambda_parts import LambdaParts, Source, Warm, prepare
 from kiseki.service.lambda_records import Counts, Delivery, deliveries_of, stream_number
 from kiseki.service.lambda_updater import NoBuild
@@ -37,8 +38,6 @@ from kiseki.service.logging import configure_logging
 __all__ = ["LambdaContext", "LambdaHandler", "handler"]
 
 _log = logging.getLogger(__name__)
-
-_NAMESPACE: Final = "kiseki"
 
 
 class LambdaContext(Protocol):
@@ -124,7 +123,7 @@ class LambdaHandler:
         with structlog.contextvars.bound_contextvars(request_id=context.aws_request_id):
             counts = Counts()
             first = await self._handle(self._parts, event, context, counts)
-            with structlog.contextvars.bound_contextvars(**_metrics(counts, context.function_name)):
+            with structlog.contextvars.bound_contextvars(**_metrics(self._parts, counts, context.function_name)):
                 _log.info("%d records, %d given back", counts.records, counts.redelivered)
         return {"batchItemFailures": [] if first is None else [{"itemIdentifier": first}]}
 
@@ -237,20 +236,15 @@ def _give_back(records: Sequence[Any], batch: _Batch, counts: Counts) -> str:
     return number or ""
 
 
-def _metrics(counts: Counts, function_name: str) -> dict[str, Any]:
+def _metrics(parts: LambdaParts, counts: Counts, function_name: str) -> dict[str, Any]:
     """The counts as fields of a log line from which CloudWatch makes metrics (embedded metric format)."""
-    values = msgspec.structs.asdict(counts)
-    directive = {
-        "Namespace": _NAMESPACE,
-        "Dimensions": [["function"]],
-        "Metrics": [{"Name": name, "Unit": "Count"} for name in values],
-    }
-    now = SystemClock().now().timestamp()
-    return {
-        "_aws": {"Timestamp": int(now * 1000), "CloudWatchMetrics": [directive]},
-        "function": function_name,
-        **values,
-    }
+    return embedded_fields(
+        parts.settings.metrics_namespace,
+        {"function": function_name},
+        msgspec.structs.asdict(counts),
+        {},
+        SystemClock().now(),
+    )
 
 
 handler: Final = LambdaHandler()

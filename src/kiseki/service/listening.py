@@ -6,8 +6,10 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
+
+from prometheus_client.core import Metric
 
 from kiseki.application.system import UlidSource
 from kiseki.kernel.errors import KisekiError
@@ -109,6 +111,15 @@ class Exposition:
         """None while there is nothing that could be measured: before the stores are open, and when they close."""
 
     async def __call__(self) -> bytes:
+        await self._measure()
+        return self._metrics.expose()
+
+    async def families(self) -> Iterable[Metric]:
+        """The same, not as text."""
+        await self._measure()
+        return self._metrics.families()
+
+    async def _measure(self) -> None:
         if self.measure is not None:
             try:
                 async with asyncio.timeout(_MEASURE_TIMEOUT):
@@ -116,7 +127,6 @@ class Exposition:
             except (KisekiError, TimeoutError) as problem:
                 self._metrics.measured = ()
                 _log.warning("projections can't be measured now: %s", problem)
-        return self._metrics.expose()
 
 
 def doors_of(transport: Transport, listeners: Mapping[str, socket.socket], metrics: Metrics, auditor: Auditor) -> Doors:

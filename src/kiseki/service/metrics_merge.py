@@ -1,7 +1,8 @@
 """`MergedMetrics`: one exposition from those of several processes. Used by the supervisor of `--workers`.
 
 Counters and histograms are summed and never go down: what a process had counted before it died stays in the sum.
-Gauges are summed; what describes a process itself (`process_…`, `python_…`) is kept apart with a label `process`.
+Gauges are summed, but for those of which the worst counts (`_LEAST`, `_MOST`). What describes a process itself
+(`process_…`, `python_…`) is kept apart with a label `process`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ __all__ = ["MergedMetrics"]
 
 _OWN: Final = ("process_", "python_")
 _INFO: Final = ("_info",)
+_LEAST: Final = frozenset({"kiseki_audit_healthy", "kiseki_rate_limit_shared", "kiseki_tls_expires_seconds"})
+"""Gauges of which the least of all processes is told: all is well only if it is in each."""
+_MOST: Final = frozenset({"kiseki_audit_anchor_age_seconds"})
 
 
 class _Key(NamedTuple):
@@ -70,6 +74,10 @@ class MergedMetrics:
                     sums[key._replace(labels=(*key.labels, ("process", process)))] = value
                 elif key.family.endswith(_INFO):
                     sums[key] = value
+                elif key.family in _LEAST:
+                    sums[key] = min(value, sums.get(key, value))
+                elif key.family in _MOST:
+                    sums[key] = max(value, sums.get(key, value))
                 else:
                     sums[key] = sums.get(key, 0.0) + value
         samples: dict[str, list[tuple[_Key, float]]] = {}

@@ -24,6 +24,7 @@ from kiseki.service.audit import LaterAudit, audit_directory
 from kiseki.service.composition import Components, compose
 from kiseki.service.development import DEVELOPMENT_SUBJECT
 from kiseki.service.doors import Door, Doors
+from kiseki.service.embedded_metrics import EmbeddedWriter, embedded_writer
 from kiseki.service.health import Check, Health, disk_check
 from kiseki.service.identity import DEVELOPMENT_ISSUER, issuer_of
 from kiseki.service.kinds import Listening, Parts
@@ -32,6 +33,7 @@ from kiseki.service.lifecycle import CoordinatedShutdown, Phase
 from kiseki.service.limits import client_addresses
 from kiseki.service.listening import (
     Exposition,
+    Management,
     bind_apis,
     bind_management,
     doors_of,
@@ -100,6 +102,10 @@ async def run_process(
         # What a supervisor asks its own processes is no traffic of the service.
         telemetry=metrics if launch is None else Uncounted(),
     )
+    writer = None
+    if launch is None:
+        metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
+        writer = embedded_writer(parts, settings, exposition.families)
     try:
         start = _start(
             parts,
@@ -118,12 +124,10 @@ async def run_process(
         await shutdown.undo()
         for listener in listeners.values():
             listener.close()
-        await management.close()
+        await _end(management, writer)
         raise
     failure = None
     if started is not None:
-        if launch is None:
-            metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(health.readiness().ready))])
         _settle_garbage_collector()
         health.started = True
         ports = {api: door.server.port for api, door in started.doors.items()}
@@ -136,7 +140,7 @@ async def run_process(
     for listener in listeners.values():
         listener.close()
     # The last of all, so that what ends is not taken for dead, or restarted, before it has ended.
-    await management.close()
+    await _end(management, writer)
     if failure is not None:
         raise failure
     return not shutdown.late
@@ -239,6 +243,12 @@ async def _end_tasks(components: Components, exposition: Exposition) -> None:
         task.cancel()
     if components.running:
         await asyncio.wait(components.running)
+
+
+async def _end(management: Management, writer: EmbeddedWriter | None) -> None:
+    await management.close()
+    if writer is not None:
+        await writer.close()
 
 
 def _listen(

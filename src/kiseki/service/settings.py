@@ -201,6 +201,19 @@ class Settings(BaseSettings):
         description="`json` is one object per line; the default of the production profile.",
     )
 
+    embedded_metrics: float = Field(
+        0.0,
+        ge=0,
+        le=3_600,
+        description="Seconds between two lines of metrics on standard output that CloudWatch reads (embedded metric "
+        "format); 0 writes none.",
+    )
+    metrics_namespace: str = Field(
+        "kiseki",
+        pattern=r"^[A-Za-z0-9._#-]{1,255}$",
+        description="CloudWatch's namespace of these metrics and of the Lambda's; one for each service in an account.",
+    )
+
     # Shutdown. The delay is the time a load balancer needs to notice that readiness fails and to send no more.
     drain_delay: float = Field(
         default_factory=_by_profile(development=3.0, production=30.0),

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from prometheus_client.core import Metric
 
 from kiseki.kernel.errors import KisekiError
 from kiseki.service.child import Child
 from kiseki.service.control import NoAnswer, Reply, ask
+from kiseki.service.embedded_metrics import EmbeddedWriter, embedded_writer
 from kiseki.service.health import Health
 from kiseki.service.kinds import Listening, Parts
 from kiseki.service.launch import Launch
@@ -140,12 +142,14 @@ class _Supervisor:
         )
         self._register()
         self._metrics.add_gauges(lambda: [Sample("kiseki_ready", (), float(self._health.readiness().ready))])
+        writer = embedded_writer(self._parts, self._settings, self._families)
         try:
             await self._start()
         except BaseException:
             # Those that have begun may serve already.
             await self._shutdown.undo()
             await management.close()
+            await _close(writer)
             raise
         if not self._shutdown.requested:
             await self._health.start()
@@ -159,6 +163,7 @@ class _Supervisor:
         await self._shutdown.run()
         # The last of all, so that what ends is not taken for dead, or restarted, before it has ended.
         await management.close()
+        await _close(writer)
 
     async def _start(self) -> None:
         """The first one alone, so that what keeps a process from starting is said once; then the others.
@@ -249,14 +254,27 @@ class _Supervisor:
 
     async def _expose(self) -> bytes:
         async with self._merging:
-            texts = await asyncio.gather(*(_exposition(child) for child in self._children))
-            for child, text in zip(self._children, texts, strict=True):
-                if text is not None:
-                    self._merged.update(child.name, child.incarnation, text)
-                elif not child.running:
-                    self._merged.ended(child.name)
-            self._merged.update("supervisor", 0, self._metrics.expose().decode())
+            await self._merge()
             return self._merged.expose()
+
+    async def _families(self) -> Iterable[Metric]:
+        async with self._merging:
+            await self._merge()
+            return list(self._merged.families())
+
+    async def _merge(self) -> None:
+        texts = await asyncio.gather(*(_exposition(child) for child in self._children))
+        for child, text in zip(self._children, texts, strict=True):
+            if text is not None:
+                self._merged.update(child.name, child.incarnation, text)
+            elif not child.running:
+                self._merged.ended(child.name)
+        self._merged.update("supervisor", 0, self._metrics.expose().decode())
+
+
+async def _close(writer: EmbeddedWriter | None) -> None:
+    if writer is not None:
+        await writer.close()
 
 
 def _refuse(problems: Iterable[str | None]) -> None:

@@ -146,7 +146,7 @@ class Bench:
             environ={},
             settings=LambdaHandlerSettings(**settings),
             prepare=lambda environ, directory: LambdaParts(
-                Settings(), Source(TABLE, "eu-west-1", commit_of), self.telemetry, self._open
+                Settings(metrics_namespace="shop"), Source(TABLE, "eu-west-1", commit_of), self.telemetry, self._open
             ),
             pause=pause,
             jitter=lambda: 1.0,

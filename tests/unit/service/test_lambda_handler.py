@@ -505,7 +505,7 @@ async def test_every_line_is_json_with_the_request_and_the_last_one_has_the_coun
     counts = lines[-1]
     assert (counts["records"], counts["applied"], counts["redelivered"]) == (5, 5, 0)
     (directive,) = counts["_aws"]["CloudWatchMetrics"]
-    assert directive["Dimensions"] == [["function"]]
+    assert (directive["Namespace"], directive["Dimensions"]) == ("shop", [["function"]])
     assert {metric["Name"] for metric in directive["Metrics"]} == {
         "records",
         "applied",

@@ -24,6 +24,8 @@ class StatusLine(msgspec.Struct, frozen=True):
     name: str
     value: str
     good: bool = True
+    age: float | None = None
+    """In seconds, of what has an age."""
 
 
 More = Callable[[], Awaitable[Sequence[StatusLine]]]
