@@ -1,0 +1,88 @@
+output "host" {
+  description = "The name of the server, as IAM tokens and certificates have it."
+  value       = aws_db_instance.this.address
+}
+
+output "port" {
+  description = "Its port."
+  value       = local.port
+}
+
+output "urls" {
+  description = "The URL of each database for the settings: KISEKI_READ_MODEL, KISEKI_AUDIT_DATABASE, KISEKI_AUDIT_ANCHORS."
+  value = {
+    for database, role in var.databases : database => format(
+      "postgresql://%s@%s:%d/%s?sslmode=verify-full&sslrootcert=%s&auth=aws-iam&region=%s",
+      role, aws_db_instance.this.address, local.port, database, var.certificates_path, var.region
+    )
+  }
+}
+
+output "roles" {
+  description = "The role that owns each database, by database."
+  value       = var.databases
+}
+
+output "iam_user_arns" {
+  description = "What rds-db:connect is allowed on, by database."
+  value = {
+    for database, role in var.databases : database =>
+    "arn:${local.partition}:rds-db:${var.region}:${var.account_id}:dbuser:${aws_db_instance.this.resource_id}/${role}"
+  }
+}
+
+output "first_statements" {
+  description = "What the master user runs once, before the first `kiseki migrate`: roles that log in with IAM, and their databases."
+  value = join("\n", concat(
+    flatten([for role in sort(distinct(values(var.databases))) : ["CREATE ROLE ${role} LOGIN;", "GRANT rds_iam TO ${role};", "GRANT ${role} TO CURRENT_USER;"]]),
+    flatten([for database in sort(keys(var.databases)) : [
+      database == local.first_database ? "ALTER DATABASE ${database} OWNER TO ${var.databases[database]};" : "CREATE DATABASE ${database} OWNER ${var.databases[database]} ENCODING 'UTF8';",
+      "REVOKE CONNECT, TEMPORARY ON DATABASE ${database} FROM PUBLIC;",
+    ]]),
+  ))
+}
+
+output "resource_id" {
+  description = "The id of the database that IAM policies name (rds-db:connect)."
+  value       = aws_db_instance.this.resource_id
+}
+
+output "instance_id" {
+  description = "The identifier of the instance: for alarms, and for `kiseki scale show --instance`."
+  value       = aws_db_instance.this.identifier
+}
+
+output "instance_arn" {
+  description = "Its ARN."
+  value       = aws_db_instance.this.arn
+}
+
+output "scale_limit" {
+  description = "What `kiseki scale plan --limit` is given: the maximum of connections where it is set, else the class."
+  value       = var.max_connections == null ? var.instance_class : tostring(var.max_connections)
+}
+
+output "master_secret_arn" {
+  description = "The secret of the master user, which RDS makes and rotates. No process reads it."
+  value       = one(aws_db_instance.this.master_user_secret[*].secret_arn)
+}
+
+output "security_group_id" {
+  description = "The security group of the database: what processes are let out to on its port."
+  value       = aws_security_group.this.id
+}
+
+output "log_group_names" {
+  description = "The log groups of the server."
+  value       = [for group in aws_cloudwatch_log_group.this : group.name]
+}
+
+output "replica_host" {
+  description = "The name of the replica's server; null without one."
+  value       = one(aws_db_instance.replica[*].address)
+}
+
+output "replica_instance_id" {
+  description = "The identifier of the replica, for the alarm on its delay; null without one."
+  value       = one(aws_db_instance.replica[*].identifier)
+}
