@@ -1,13 +1,3 @@
-output "secret_arn" {
-  description = "The secret with the URL of the store: what KISEKI_RATE_STORE refers to."
-  value       = aws_secretsmanager_secret.url.arn
-}
-
-output "secret_name" {
-  description = "Its name: KISEKI_RATE_STORE=aws-sm://NAME?region=…"
-  value       = aws_secretsmanager_secret.url.name
-}
-
 output "host" {
   description = "The name of the node that writes, whichever that is."
   value       = aws_elasticache_replication_group.this.primary_endpoint_address

@@ -3,8 +3,8 @@ variable "name" {
   type        = string
 
   validation {
-    condition     = can(regex("^[a-z][a-z0-9-]{1,27}[a-z0-9]$", var.name)) && !strcontains(var.name, "--")
-    error_message = "name has 3 to 29 of the characters a-z 0-9 -, begins with a letter, does not end with a dash and has no two dashes in a row."
+    condition     = can(regex("^[a-z][a-z0-9-]{1,30}[a-z0-9]$", var.name)) && !strcontains(var.name, "--")
+    error_message = "name has 3 to 32 of the characters a-z 0-9 -, begins with a letter, does not end with a dash and has no two dashes in a row."
   }
 }
 
@@ -35,7 +35,12 @@ variable "client_security_group_ids" {
 }
 
 variable "kms_key_arn" {
-  description = "The KMS key of what is at rest, and of the secret."
+  description = "The KMS key of what is at rest."
+  type        = string
+}
+
+variable "secret_arn" {
+  description = "The secret that gets the URL of the store, as the field `value` of a JSON object: what KISEKI_RATE_STORE refers to."
   type        = string
 }
 

@@ -23,14 +23,6 @@ output "roles" {
   value       = var.databases
 }
 
-output "iam_user_arns" {
-  description = "What rds-db:connect is allowed on, by database."
-  value = {
-    for database, role in var.databases : database =>
-    "arn:${local.partition}:rds-db:${var.region}:${var.account_id}:dbuser:${aws_db_instance.this.resource_id}/${role}"
-  }
-}
-
 output "first_statements" {
   description = "What the master user runs once, before the first `kiseki migrate`: roles that log in with IAM, and their databases."
   value = join("\n", concat(

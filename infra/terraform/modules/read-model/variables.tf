@@ -195,7 +195,7 @@ variable "deletion_protection" {
 variable "databases" {
   description = "The databases on the server, with the role that owns each and logs in with IAM. The first statements make them; see the output."
   type        = map(string)
-  default     = { kiseki = "kiseki", audit = "audit" }
+  default     = { kiseki = "kiseki", audit = "kiseki_audit", anchors = "kiseki_anchors" }
 
   validation {
     condition = alltrue([
