@@ -69,3 +69,8 @@ output "tasks" {
     updater = { minimum = var.updater_tasks, maximum = var.updater_tasks }
   })
 }
+
+output "security_group_ids" {
+  description = "The security group of each process, also of updater-function, which is a function and made elsewhere."
+  value       = { for process, one in aws_security_group.process : process => one.id }
+}

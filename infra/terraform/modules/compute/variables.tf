@@ -99,13 +99,50 @@ variable "subnet_ids" {
   }
 }
 
-variable "security_group_ids" {
-  description = "The security groups of each process."
-  type        = map(list(string))
+variable "vpc_id" {
+  description = "The network of the tasks."
+  type        = string
+}
+
+variable "balancer_security_group_id" {
+  description = "The security group of the load balancer: it alone reaches the APIs, and asks the management port for health."
+  type        = string
+}
+
+variable "collector_security_group_ids" {
+  description = "Security groups of what reads /metrics on the management port, by name; none unless set."
+  type        = map(string)
+  default     = {}
+}
+
+variable "endpoint_security_group_id" {
+  description = "The security group of the interface endpoints of AWS."
+  type        = string
+}
+
+variable "prefix_list_ids" {
+  description = "The prefix lists of the gateway endpoints, by service: s3, dynamodb."
+  type        = map(string)
+}
+
+variable "database_security_group_ids" {
+  description = "The security groups of the PostgreSQL servers, by name."
+  type        = map(string)
+}
+
+variable "rate_store_security_group_id" {
+  description = "The security group of the rate store; only the APIs are let out to it."
+  type        = string
+}
+
+variable "internet" {
+  description = "Processes that are let out to the internet, on port 443 alone: the APIs where keys of tokens are at an issuer outside of AWS (KISEKI_JWKS_URL), all where the lease of two regions is in a third."
+  type        = set(string)
+  default     = []
 
   validation {
-    condition     = alltrue([for process in ["command-api", "query-api", "updater", "migrate", "backup"] : length(lookup(var.security_group_ids, process, [])) > 0])
-    error_message = "Every process has a security group: command-api, query-api, updater, migrate, backup."
+    condition     = length(setsubtract(var.internet, ["command-api", "query-api", "updater", "updater-function", "migrate", "backup"])) == 0
+    error_message = "The processes are command-api, query-api, updater, updater-function, migrate and backup."
   }
 }
 
@@ -125,11 +162,13 @@ variable "load_balancing" {
 }
 
 variable "ports" {
-  description = "Where the processes listen; they are told so (KISEKI_COMMAND_PORT, KISEKI_QUERY_PORT, KISEKI_MANAGEMENT_PORT)."
+  description = "Where the processes listen, which they are told (KISEKI_COMMAND_PORT, KISEKI_QUERY_PORT, KISEKI_MANAGEMENT_PORT), and where the databases do."
   type = object({
     command    = optional(number, 18080)
     query      = optional(number, 18082)
     management = optional(number, 8558)
+    database   = optional(number, 5432)
+    rate_store = optional(number, 6379)
   })
   default = {}
 }

@@ -45,6 +45,11 @@ output "zone_id" {
   value       = aws_lb.this.zone_id
 }
 
+output "security_group_id" {
+  description = "The security group of the load balancer, from which alone the APIs can be reached."
+  value       = aws_security_group.this.id
+}
+
 output "target_group_arn_suffixes" {
   description = "The target groups as metrics of CloudWatch name them (TargetGroup), by API and side (blue, green). Either side may be the live one."
   value = {

@@ -50,13 +50,30 @@ variable "subnet_ids" {
   }
 }
 
-variable "security_group_ids" {
-  description = "The security groups of the load balancer: 443 and 80 from everywhere, the test port only from those who test."
-  type        = list(string)
+variable "client_cidrs" {
+  description = "The addresses that may reach the APIs: everybody's unless set."
+  type        = set(string)
+  default     = ["0.0.0.0/0"]
 
   validation {
-    condition     = length(var.security_group_ids) >= 1
-    error_message = "Without a security group of its own the load balancer gets the default one of the network."
+    condition     = alltrue([for cidr in var.client_cidrs : can(cidrhost(cidr, 0)) && !strcontains(cidr, ":")])
+    error_message = "Addresses are IPv4 networks such as 203.0.113.0/24."
+  }
+}
+
+variable "test_cidrs" {
+  description = "The addresses that may reach the test listener, which shows what is not released yet: pipelines, operators, NAT addresses of a function that tests. Nobody unless set."
+  type        = set(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for cidr in var.test_cidrs : can(cidrhost(cidr, 0)) && !strcontains(cidr, ":")])
+    error_message = "Addresses are IPv4 networks such as 203.0.113.7/32."
+  }
+
+  validation {
+    condition     = !contains(var.test_cidrs, "0.0.0.0/0")
+    error_message = "The test listener is not for everybody: what it shows is not released."
   }
 }
 
