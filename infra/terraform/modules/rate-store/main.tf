@@ -145,7 +145,8 @@ resource "aws_elasticache_replication_group" "this" {
 resource "aws_secretsmanager_secret_version" "url" {
   secret_id = var.secret_arn
 
-  # Named once more here, so that a null password fails at its own line and not as half a URL in the secret.
+  # Without a password there is nothing to send, and half a URL must not get into the secret. That is every apply but the
+  # first one and those that change the password.
   secret_string_wo = var.password == null ? null : jsonencode({
     value = "rediss://${local.user}:${var.password}@${aws_elasticache_replication_group.this.primary_endpoint_address}:${local.port}/0"
   })
