@@ -18,6 +18,11 @@ variable "partition" {
   description = "The partition of AWS that ARNs are of."
   type        = string
   default     = "aws"
+
+  validation {
+    condition     = contains(["aws", "aws-cn", "aws-us-gov"], var.partition)
+    error_message = "The partition is aws, aws-cn or aws-us-gov."
+  }
 }
 
 variable "account_id" {
@@ -165,6 +170,11 @@ variable "health_check" {
   validation {
     condition     = var.health_check.timeout < var.health_check.interval
     error_message = "The time-out of a health check has to be less than its interval."
+  }
+
+  validation {
+    condition     = var.health_check.interval * var.health_check.failures < var.timing.drain_delay
+    error_message = "Interval times failures has to be less than timing.drain_delay: the load balancer has to notice that a task leaves before its port closes."
   }
 }
 
