@@ -13,6 +13,8 @@ locals {
 
   first_database = contains(keys(var.databases), "kiseki") ? "kiseki" : sort(keys(var.databases))[0]
 
+  roles          = sort(distinct(values(var.databases)))
+
   family    = "postgres${var.engine_version}"
   log_kinds = toset(["postgresql", "upgrade"])
 

@@ -24,13 +24,23 @@ output "roles" {
 }
 
 output "first_statements" {
-  description = "What the master user runs once, before the first `kiseki migrate`: roles that log in with IAM, and their databases."
+  description = <<-EOT
+    What the master user runs once, before the first `kiseki migrate`: roles that log in with IAM, and their databases. Who
+    is a member of a role with rds_iam, even by way of another, can't log in with a password any more, so the master user
+    leaves each role before it gets that.
+  EOT
   value = join("\n", concat(
-    flatten([for role in sort(distinct(values(var.databases))) : ["CREATE ROLE ${role} LOGIN;", "GRANT rds_iam TO ${role};", "GRANT ${role} TO CURRENT_USER;"]]),
-    flatten([for database in sort(keys(var.databases)) : [
-      database == local.first_database ? "ALTER DATABASE ${database} OWNER TO ${var.databases[database]};" : "CREATE DATABASE ${database} OWNER ${var.databases[database]} ENCODING 'UTF8';",
-      "REVOKE CONNECT, TEMPORARY ON DATABASE ${database} FROM PUBLIC;",
-    ]]),
+    flatten([for role in local.roles : ["CREATE ROLE ${role} LOGIN;", "GRANT ${role} TO CURRENT_USER;"]]),
+    flatten([
+      for database in sort(keys(var.databases)) : [
+        (database == local.first_database
+          ? "ALTER DATABASE ${database} OWNER TO ${var.databases[database]};"
+          : "CREATE DATABASE ${database} OWNER ${var.databases[database]} ENCODING 'UTF8';"
+        ),
+        "REVOKE CONNECT, TEMPORARY ON DATABASE ${database} FROM PUBLIC;",
+      ]
+    ]),
+    flatten([for role in local.roles : ["REVOKE ${role} FROM CURRENT_USER;", "GRANT rds_iam TO ${role};"]]),
   ))
 }
 
