@@ -1,16 +1,18 @@
 # make run    the users application on this machine, nothing to install beforehand but Python 3.11 and make
 # make test   every check: style, types, import directions, unit, integration and end-to-end tests
+# make test-infra   the same for infra/: Terraform, against the AWS provider's schema (needs npm once, to fetch it)
 # The rest is for developers: soak, bench, lock, format, clean.
 
 VENV := .venv
 DEV_VENV := .venv-dev
 EMULATORS := .venv-emulators
 SCANNERS := .venv-scanners
+INFRA := .venv-infra
 BIN := $(DEV_VENV)/bin
 # Tests wait for processes and servers much of the time: one more at once than there are cores.
 TEST_WORKERS ?= $(shell python3 -c 'import os; print((os.cpu_count() or 1) + 1)')
 
-.PHONY: run test check pytest soak sbom scan bench bench-journals rolling lock format clean
+.PHONY: run test test-infra check pytest soak sbom scan bench bench-journals rolling lock format clean
 
 run: $(VENV)/.ready
 	@exec $(VENV)/bin/kiseki serve $(ARGS)
@@ -24,7 +26,10 @@ check: $(DEV_VENV)/.ready
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(DEV_VENV)/.ready $(EMULATORS)/.ready $(SCANNERS)/.ready
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --ignore tests/infra -m "not soak" $(ARGS)
+
+test-infra: $(DEV_VENV)/.ready $(EMULATORS)/.ready $(INFRA)/.ready
+	$(BIN)/python -m pytest tests/infra -n $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 soak: $(DEV_VENV)/.ready $(EMULATORS)/.ready
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
@@ -64,6 +69,12 @@ $(SCANNERS)/.ready: requirements-scanners.lock tools/make-venv.sh
 	@tools/make-venv.sh --alone $(SCANNERS) requirements-scanners.lock
 	@touch $@
 
+# What looks at infra/: Terraform's core, the schema of the AWS provider, checkov.
+$(INFRA)/.ready: requirements-infra.lock tools/make-venv.sh tools/infra/extract.py tools/infra/setup.py
+	@tools/make-venv.sh --alone $(INFRA) requirements-infra.lock
+	@$(INFRA)/bin/python -m tools.infra setup
+	@touch $@
+
 # Pins what pyproject.toml asks for, with hashes; names no index.
 lock: $(DEV_VENV)/.ready
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -74,10 +85,12 @@ lock: $(DEV_VENV)/.ready
 		--group emulators -o requirements-emulators.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--group scanners -o requirements-scanners.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--group infra -o requirements-infra.lock
 
 format: $(DEV_VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEV_VENV) $(EMULATORS) $(SCANNERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) $(DEV_VENV) $(EMULATORS) $(SCANNERS) $(INFRA) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,77 @@
+"""The provider's schema as `extract.py` wrote it, and its form in Terraform's plugin protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tf.gen import tfplugin_pb2 as protocol
+
+__all__ = ["Schema"]
+
+Json = Mapping[str, Any]
+
+_NESTING: Final = {"single": "SINGLE", "list": "LIST", "set": "SET", "map": "MAP"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Types of resources and data sources, each with its block, and the provider's own block."""
+
+    resources: Mapping[str, Json]
+    data: Mapping[str, Json]
+    provider: Json
+
+    @classmethod
+    def load(cls, path: Path, only: Iterable[str] | None = None) -> Schema:
+        """Of all types or `only` some: Terraform takes long to read all of them."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        wanted = None if only is None else frozenset(only)
+        resources, data = (
+            {name: block for name, block in content[kind].items() if wanted is None or name in wanted}
+            for kind in ("resources", "data")
+        )
+        return cls(resources=resources, data=data, provider=content["provider"])
+
+    def message(self) -> Any:
+        """The answer to GetProviderSchema."""
+        return protocol.GetProviderSchema.Response(
+            provider=_schema(self.provider),
+            resource_schemas={name: _schema(block) for name, block in self.resources.items()},
+            data_source_schemas={name: _schema(block) for name, block in self.data.items()},
+            server_capabilities=protocol.ServerCapabilities(get_provider_schema_optional=True),
+        )
+
+
+def _schema(block: Json) -> Any:
+    return protocol.Schema(version=0, block=_block(block))
+
+
+def _block(block: Json) -> Any:
+    return protocol.Schema.Block(
+        attributes=[_attribute(name, attribute) for name, attribute in block["attributes"].items()],
+        block_types=[
+            protocol.Schema.NestedBlock(
+                type_name=name,
+                nesting=_NESTING[nested["nesting"]],
+                min_items=nested["min"],
+                max_items=nested["max"],
+                block=_block(nested["block"]),
+            )
+            for name, nested in block["blocks"].items()
+        ],
+    )
+
+
+def _attribute(name: str, attribute: Json) -> Any:
+    flags = attribute["flags"]
+    return protocol.Schema.Attribute(
+        name=name,
+        type=json.dumps(attribute["type"]).encode(),
+        required="r" in flags,
+        optional="o" in flags,
+        computed="c" in flags,
+    )
