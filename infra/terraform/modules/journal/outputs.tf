@@ -33,7 +33,7 @@ output "lease_table_arn" {
   value       = one(aws_dynamodb_table.leases[*].arn)
 }
 
-output "table_arns_of_backup" {
-  description = "The tables that AWS Backup may copy: neither keys nor revocations nor the ledger of erasures, by which erased persons would come back."
-  value       = [for name in ["journal", "claims", "snapshots"] : aws_dynamodb_table.this[name].arn]
+output "backup_table_arns" {
+  description = "The tables that AWS Backup may copy, by name: neither keys nor revocations nor the ledger of erasures, by which erased persons would come back."
+  value       = { for name in ["journal", "claims", "snapshots"] : name => aws_dynamodb_table.this[name].arn }
 }

@@ -97,6 +97,7 @@ resource "aws_cloudwatch_log_group" "this" {
 }
 
 resource "aws_elasticache_replication_group" "this" {
+  #checkov:skip=CKV2_AWS_50: with two nodes or more it is on; one alone is for environments that may pause
   #checkov:skip=CKV_AWS_31: the users of the user group have passwords; a token beside them can't be had
   #checkov:skip=CKV_AWS_134: counts of the last hour: a copy of them would set limits back
   replication_group_id = "${var.name}-rates"

@@ -13,7 +13,7 @@ locals {
 
   first_database = contains(keys(var.databases), "kiseki") ? "kiseki" : sort(keys(var.databases))[0]
 
-  roles          = sort(distinct(values(var.databases)))
+  roles = sort(distinct(values(var.databases)))
 
   family    = "postgres${var.engine_version}"
   log_kinds = toset(["postgresql", "upgrade"])
@@ -21,7 +21,6 @@ locals {
   # What the server writes down of a statement are its text, which is a constant of the code, and its time: never a value.
   parameters = merge(
     {
-      "rds.force_ssl"                     = { value = "1", restart = false }
       "ssl_min_protocol_version"          = { value = "TLSv1.2", restart = false }
       "log_connections"                   = { value = "1", restart = false }
       "log_disconnections"                = { value = "1", restart = false }
@@ -73,6 +72,11 @@ resource "aws_db_parameter_group" "this" {
   name        = "${local.identifier}-${local.family}"
   description = "TLS for all, logs without values"
   family      = local.family
+
+  parameter {
+    name  = "rds.force_ssl"
+    value = "1"
+  }
 
   dynamic "parameter" {
     for_each = local.parameters
@@ -207,6 +211,11 @@ resource "aws_db_parameter_group" "replica" {
   name        = "${local.identifier}-replica-${local.family}"
   description = "TLS for all, logs without values"
   family      = local.family
+
+  parameter {
+    name  = "rds.force_ssl"
+    value = "1"
+  }
 
   dynamic "parameter" {
     for_each = local.parameters
