@@ -26,8 +26,8 @@ def plan_lines(plan: ScalingPlan) -> Iterator[str]:
     for server in plan.servers:
         yield from _server_lines(server)
     if plan.writes:
-        maximum = "no maximum was named" if plan.write_maximum is None else f"maximum {plan.write_maximum}"
-        yield f"units of writing on DynamoDB, a second ({maximum})"
+        maximum = "" if plan.write_maximum is None else f" (maximum {plan.write_maximum})"
+        yield f"units of writing on DynamoDB, a second{maximum}"
         for writes in plan.writes:
             yield f"  {writes.table:<16} {writes.units:>6}  {writes.formula}"
         for writes in warm_up(plan):
