@@ -37,7 +37,7 @@ variable "start_services" {
 }
 
 variable "environment" {
-  description = "The environment of each process: command-api, query-api, updater, migrate, backup. Secrets are references (aws-sm://…), which the processes read themselves. Ports, KISEKI_DATA_DIR and KISEKI_TERMINATION_GRACE are added here."
+  description = "The environment of each process: command-api, query-api, updater, migrate, backup. Secrets are references (aws-sm://…), which the processes read themselves. What depends on the task is added here: KISEKI_DATA_DIR, KISEKI_TERMINATION_GRACE, and for services the addresses and ports that they listen on."
   type        = map(map(string))
 
   validation {
@@ -205,14 +205,8 @@ variable "sizes" {
   }
 
   validation {
-    condition = alltrue([
-      for one in values(var.sizes) :
-      contains(keys(local.fargate_memory), tostring(one.cpu)) &&
-      one.memory >= lookup(local.fargate_memory, tostring(one.cpu), { least = 1 }).least &&
-      one.memory <= lookup(local.fargate_memory, tostring(one.cpu), { most = 0 }).most &&
-      one.memory % 512 == 0
-    ])
-    error_message = "Fargate has no task of that size: 256 units of CPU go with 512 to 2048 MiB, 512 with 1024 to 4096, 1024 with 2048 to 8192, 2048 with 4096 to 16384, 4096 with 8192 to 30720."
+    condition     = alltrue([for one in values(var.sizes) : contains(lookup(local.fargate_memory, tostring(one.cpu), []), one.memory)])
+    error_message = "Fargate has no task of that size: 256 units of CPU go with 512, 1024 or 2048 MiB; and in steps of 1024 MiB 512 go with 1024 to 4096, 1024 with 2048 to 8192, 2048 with 4096 to 16384, 4096 with 8192 to 30720."
   }
 
   validation {
