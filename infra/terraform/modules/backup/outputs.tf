@@ -1,21 +1,21 @@
 output "backup_url" {
   description = "KISEKI_BACKUP: where `kiseki backup` puts what it copies of journal and audit log."
-  value       = "s3://${aws_s3_bucket.this["backups"].id}/journal?region=${var.region}&kms=${var.kms_key_arn}"
+  value       = "s3://${aws_s3_bucket.this["backups"].bucket}/journal?region=${var.region}&kms=${var.kms_key_arn}"
 }
 
 output "backup_keys_url" {
   description = "KISEKI_BACKUP_KEYS: where it puts copies of keys, which end within a week."
-  value       = "s3://${aws_s3_bucket.this["private"].id}/keys?region=${var.region}&kms=${var.kms_key_arn}"
+  value       = "s3://${aws_s3_bucket.this["private"].bucket}/keys?region=${var.region}&kms=${var.kms_key_arn}"
 }
 
 output "backup_read_models_url" {
   description = "KISEKI_BACKUP_READ_MODELS, for those who want copies of what can be built again: they end within a week too."
-  value       = "s3://${aws_s3_bucket.this["private"].id}/read-models?region=${var.region}&kms=${var.kms_key_arn}"
+  value       = "s3://${aws_s3_bucket.this["private"].bucket}/read-models?region=${var.region}&kms=${var.kms_key_arn}"
 }
 
 output "bucket_names" {
   description = "The names of the buckets: backups (journal, audit log) and private (keys, read models)."
-  value       = { for name, bucket in aws_s3_bucket.this : name => bucket.id }
+  value       = { for name, bucket in aws_s3_bucket.this : name => bucket.bucket }
 }
 
 output "bucket_arns" {
@@ -25,7 +25,7 @@ output "bucket_arns" {
 
 output "access_log_bucket_name" {
   description = "The bucket with the logs of who used the others."
-  value       = aws_s3_bucket.access_logs.id
+  value       = aws_s3_bucket.access_logs.bucket
 }
 
 output "vault_name" {
