@@ -15,6 +15,10 @@ __all__ = ["Schema"]
 Json = Mapping[str, Any]
 
 _NESTING: Final = {"single": "SINGLE", "list": "LIST", "set": "SET", "map": "MAP"}
+_WRITE_ONLY: Final = "_wo"
+"""How the provider names what goes to AWS and is kept in no state."""
+_WRITE_ONLY_FIELD: Final = b"\x58\x01"
+"""`write_only = 11` of the protocol, set: the stubs are of an older version, and pass on what they do not know."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +72,13 @@ def _block(block: Json) -> Any:
 
 def _attribute(name: str, attribute: Json) -> Any:
     flags = attribute["flags"]
-    return protocol.Schema.Attribute(
+    made = protocol.Schema.Attribute(
         name=name,
         type=json.dumps(attribute["type"]).encode(),
         required="r" in flags,
         optional="o" in flags,
         computed="c" in flags,
     )
+    if name.endswith(_WRITE_ONLY):
+        made.MergeFromString(_WRITE_ONLY_FIELD)
+    return made
