@@ -22,7 +22,7 @@ locals {
   api_ports = { command-api = var.ports.command, query-api = var.ports.query }
 
   families         = { for process in local.processes : process => "${var.name}-${process}" }
-  service_names    = { for process in local.services : process => local.families[process] }
+  service_names    = { for process in local.services : process => process }
   log_group_prefix = coalesce(var.log_group_prefix, "/${var.name}/")
   defined          = var.image == null ? toset([]) : local.processes
   running          = var.start_services && var.image != null

@@ -69,8 +69,8 @@ resource "aws_scheduler_schedule" "this" {
 # Nobody looks at a task that ended in the night, so it is told: an exit code other than 0, a task that never started,
 # and a deployment that failed.
 locals {
-  told = var.alarm_topic_arn == null ? {} : {
-    tasks = {
+  failures = {
+    tasks = jsonencode({
       source      = ["aws.ecs"]
       detail-type = ["ECS Task State Change"]
       detail = {
@@ -82,30 +82,36 @@ locals {
           { stopCode = ["TaskFailedToStart"] },
         ]
       }
-    }
-    deployments = {
+    })
+    deployments = jsonencode({
       source      = ["aws.ecs"]
       detail-type = ["ECS Deployment State Change"]
-      resources   = [for name in values(local.service_names) : { suffix = "/${var.name}/${name}" }]
+      resources   = [for name in values(local.service_names) : { suffix = "service/${var.name}/${name}" }]
       detail      = { eventName = ["SERVICE_DEPLOYMENT_FAILED"] }
-    }
+    })
   }
+
+  told = merge([
+    for failure in keys(local.failures) : {
+      for topic, arn in var.alarm_topic_arns : "${failure}/${topic}" => { failure = failure, arn = arn }
+    }
+  ]...)
 }
 
-resource "aws_cloudwatch_event_rule" "told" {
-  for_each = local.told
+resource "aws_cloudwatch_event_rule" "failure" {
+  for_each = local.failures
 
   name          = "${var.name}-failed-${each.key}"
   description   = "What failed: ${each.key}"
-  event_pattern = jsonencode(each.value)
+  event_pattern = each.value
   tags          = var.tags
 }
 
-resource "aws_cloudwatch_event_target" "told" {
-  for_each = aws_cloudwatch_event_rule.told
+resource "aws_cloudwatch_event_target" "failure" {
+  for_each = local.told
 
-  rule = each.value.name
-  arn  = var.alarm_topic_arn
+  rule = aws_cloudwatch_event_rule.failure[each.value.failure].name
+  arn  = each.value.arn
 
   retry_policy {
     maximum_event_age_in_seconds = 3600

@@ -196,7 +196,7 @@ resource "aws_appautoscaling_target" "api" {
 resource "aws_appautoscaling_policy" "cpu" {
   for_each = aws_appautoscaling_target.api
 
-  name               = "${local.service_names[each.key]}-cpu"
+  name               = "${local.families[each.key]}-cpu"
   policy_type        = "TargetTrackingScaling"
   service_namespace  = each.value.service_namespace
   resource_id        = each.value.resource_id

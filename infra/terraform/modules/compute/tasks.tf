@@ -115,6 +115,7 @@ locals {
 }
 
 resource "aws_ecs_task_definition" "this" {
+  #checkov:skip=CKV_AWS_249: they are two roles, of two variables; the check sees that both are looked up by the same name
   for_each = local.defined
 
   family                   = local.families[each.key]

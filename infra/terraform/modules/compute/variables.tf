@@ -347,10 +347,10 @@ variable "schedules" {
   }
 }
 
-variable "alarm_topic_arn" {
-  description = "The SNS topic that is told of a one-off task which failed and of a deployment that did; null for none."
-  type        = string
-  default     = null
+variable "alarm_topic_arns" {
+  description = "The SNS topics that are told of a one-off task which failed and of a deployment that did, by name. Their policies let EventBridge publish."
+  type        = map(string)
+  default     = {}
 }
 
 variable "kms_key_arn" {

@@ -70,6 +70,7 @@ resource "aws_vpc_security_group_ingress_rule" "test" {
 }
 
 resource "aws_lb" "this" {
+  #checkov:skip=CKV2_AWS_76: the web ACL has the rules of Log4j; the list of anonymous addresses that is asked for besides has those of hosting companies, from where honest programs call
   name               = var.name
   load_balancer_type = "application"
   internal           = false
@@ -125,7 +126,7 @@ resource "aws_lb_target_group" "this" {
   deregistration_delay = local.deregistration_delay
 
   # Not by the least outstanding requests: a task that fails at once would have the fewest, and draw all of them.
-  load_balancing_algorithm_type    = "weighted_random"
+  load_balancing_algorithm_type     = "weighted_random"
   load_balancing_anomaly_mitigation = "on"
 
   # About this process alone, so that an outage of a database does not take out every task.

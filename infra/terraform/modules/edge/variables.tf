@@ -229,7 +229,7 @@ variable "log_retention_days" {
 }
 
 variable "waf" {
-  description = "The web ACL. `requests_per_minute` of one address are let through: more than the application's own limit (KISEKI_RATE_LIMIT_ADDRESS, 300), which answers properly; this one is for floods. `count_only` counts what the managed rules find and blocks nothing, to see what they would do to real traffic. `counted_rules` are further rules of AWSManagedRulesCommonRuleSet that only count."
+  description = "The web ACL. `requests_per_minute` of one address are let through: more than the application's own limit (KISEKI_RATE_LIMIT_ADDRESS, 300), which answers properly; this one is for floods. `count_only` counts floods, bad addresses and what the common rules find, and blocks none of it, to see what that would do to real traffic; known attacks are blocked all the same. `counted_rules` are further rules of AWSManagedRulesCommonRuleSet that only count."
   type = object({
     requests_per_minute = optional(number, 600)
     count_only          = optional(bool, false)

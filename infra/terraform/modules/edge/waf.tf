@@ -21,12 +21,6 @@ locals {
     },
     { for rule in var.waf.counted_rules : rule => "by the settings of this environment" },
   )
-
-  managed_groups = {
-    ip-reputation    = { group = "AWSManagedRulesAmazonIpReputationList", priority = 10, counted = [] }
-    known-bad-inputs = { group = "AWSManagedRulesKnownBadInputsRuleSet", priority = 20, counted = [] }
-    common           = { group = "AWSManagedRulesCommonRuleSet", priority = 30, counted = keys(local.counted_rules) }
-  }
 }
 
 resource "aws_wafv2_web_acl" "this" {
@@ -80,49 +74,98 @@ resource "aws_wafv2_web_acl" "this" {
     }
   }
 
-  dynamic "rule" {
-    for_each = local.managed_groups
+  rule {
+    name     = "ip-reputation"
+    priority = 10
 
-    content {
-      name     = rule.key
-      priority = rule.value.priority
-
-      override_action {
-        dynamic "count" {
-          for_each = var.waf.count_only ? [1] : []
-          content {}
-        }
-
-        dynamic "none" {
-          for_each = var.waf.count_only ? [] : [1]
-          content {}
-        }
+    override_action {
+      dynamic "count" {
+        for_each = var.waf.count_only ? [1] : []
+        content {}
       }
 
-      statement {
-        managed_rule_group_statement {
-          vendor_name = "AWS"
-          name        = rule.value.group
+      dynamic "none" {
+        for_each = var.waf.count_only ? [] : [1]
+        content {}
+      }
+    }
 
-          dynamic "rule_action_override" {
-            for_each = toset(rule.value.counted)
+    statement {
+      managed_rule_group_statement {
+        vendor_name = "AWS"
+        name        = "AWSManagedRulesAmazonIpReputationList"
+      }
+    }
 
-            content {
-              name = rule_action_override.value
+    visibility_config {
+      cloudwatch_metrics_enabled = true
+      metric_name                = "${local.web_acl_name}-ip-reputation"
+      sampled_requests_enabled   = true
+    }
+  }
 
-              action_to_use {
-                count {}
-              }
+  # Nobody who is honest sends what these find, so there is nothing to try out.
+  rule {
+    name     = "known-bad-inputs"
+    priority = 20
+
+    override_action {
+      none {}
+    }
+
+    statement {
+      managed_rule_group_statement {
+        vendor_name = "AWS"
+        name        = "AWSManagedRulesKnownBadInputsRuleSet"
+      }
+    }
+
+    visibility_config {
+      cloudwatch_metrics_enabled = true
+      metric_name                = "${local.web_acl_name}-known-bad-inputs"
+      sampled_requests_enabled   = true
+    }
+  }
+
+  rule {
+    name     = "common"
+    priority = 30
+
+    override_action {
+      dynamic "count" {
+        for_each = var.waf.count_only ? [1] : []
+        content {}
+      }
+
+      dynamic "none" {
+        for_each = var.waf.count_only ? [] : [1]
+        content {}
+      }
+    }
+
+    statement {
+      managed_rule_group_statement {
+        vendor_name = "AWS"
+        name        = "AWSManagedRulesCommonRuleSet"
+
+        dynamic "rule_action_override" {
+          for_each = local.counted_rules
+
+          content {
+            name = rule_action_override.key
+
+            action_to_use {
+              count {}
             }
           }
         }
       }
+    }
 
-      visibility_config {
-        cloudwatch_metrics_enabled = true
-        metric_name                = "${local.web_acl_name}-${rule.key}"
-        sampled_requests_enabled   = true
-      }
+    visibility_config {
+      cloudwatch_metrics_enabled = true
+      metric_name                = "${local.web_acl_name}-common"
+      sampled_requests_enabled   = true
     }
   }
 
