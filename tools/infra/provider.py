@@ -47,10 +47,12 @@ class _Provider:
         return protocol.ValidateProviderConfig.Response()
 
     def validate_resource_config(self, request: Any) -> Any:
-        return protocol.ValidateResourceConfig.Response()
+        problems = _read_only(self._schema.resources[request.type_name], _unpack(request.config))
+        return protocol.ValidateResourceConfig.Response(diagnostics=problems)
 
     def validate_data_resource_config(self, request: Any) -> Any:
-        return protocol.ValidateDataResourceConfig.Response()
+        problems = _read_only(self._schema.data[request.type_name], _unpack(request.config))
+        return protocol.ValidateDataResourceConfig.Response(diagnostics=problems)
 
     def configure_provider(self, request: Any) -> Any:
         region = _unpack(request.config)["region"]
@@ -125,6 +127,24 @@ def _unpack(value: Any) -> Any:
 
 def _pack(value: Any) -> Any:
     return protocol.DynamicValue(msgpack=msgpack.packb(value))
+
+
+def _read_only(block: Mapping[str, Any], value: Mapping[str, Any]) -> list[Any]:
+    """What is wrong with giving a value to what only AWS can say; Terraform leaves this question to the provider."""
+    problems = [
+        protocol.Diagnostic(
+            severity=protocol.Diagnostic.ERROR,
+            summary="Read-only attribute",
+            detail=f'"{name}" can\'t be given: it is what AWS answers.',
+            attribute=protocol.AttributePath(steps=[protocol.AttributePath.Step(attribute_name=name)]),
+        )
+        for name, attribute in block["attributes"].items()
+        if attribute["flags"] == "c" and value.get(name) is not None
+    ]
+    for name, nested in block["blocks"].items():
+        for inside in _values(value.get(name), several=nested["nesting"] == "map"):
+            problems += _read_only(nested["block"], inside)
+    return problems
 
 
 def _fill(block: Mapping[str, Any], value: dict[str, Any], answer: Callable[[str, Any], Any]) -> None:

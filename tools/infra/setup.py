@@ -18,7 +18,7 @@ from typing import Final
 
 from tools.infra.extract import extract
 
-__all__ = ["VERSION", "Installed", "NotInstalled", "installed", "setup"]
+__all__ = ["VERSION", "Installed", "NotInstalled", "fetched", "installed", "setup"]
 
 VERSION: Final = "6.66.0"
 """Of the provider, whose schema version 25.7.0 of the package has."""
@@ -55,7 +55,7 @@ def installed() -> Installed:
 def setup() -> None:
     """Raises NotInstalled."""
     places = _places()
-    schema = extract(_archive(places.schema.parent))
+    schema = extract(fetched(places.schema.parent))
     place = places.mirror / "registry.terraform.io" / "hashicorp" / "aws" / VERSION / _platform()
     shutil.rmtree(places.mirror, ignore_errors=True)
     place.mkdir(parents=True)
@@ -73,7 +73,8 @@ def _places() -> Installed:
     return Installed(schema=own / f"aws-{VERSION}.json", mirror=own / "mirror")
 
 
-def _archive(directory: Path) -> Path:
+def fetched(directory: Path) -> Path:
+    """The package, in `directory`, as it is pinned. Raises NotInstalled."""
     directory.mkdir(exist_ok=True)
     archive = directory / _ARCHIVE
     if archive.exists() and _is_pinned(archive):
