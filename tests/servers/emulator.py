@@ -2,6 +2,8 @@
 
     with AwsEmulator() as aws:
         aws.endpoint            # http://127.0.0.1:<port>; any credentials do
+    with AwsEmulator(auth=True) as aws:
+        aws.endpoint            # refuses what the policies of the caller do not allow; the key `test` may do all
 
 `make .venv-emulators/.ready` installs it. `KISEKI_TEST_DYNAMODB_ENDPOINT` names another endpoint to use instead.
 """
@@ -32,11 +34,13 @@ class AwsEmulator(ThrowawayServer):
     called = "the emulator"
     start_seconds = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, auth: bool = False) -> None:
+        """With `auth` signatures and policies count."""
         if not _PYTHON.exists():
             raise NoEmulator("the emulator is not installed; `make test` does it")
         super().__init__(prefix="kaws-")
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._auth = auth
 
     def launch(self) -> None:
         """Starts it. Raises NoEmulator."""
@@ -56,6 +60,7 @@ class AwsEmulator(ThrowawayServer):
                 "STATE_DIR": str(self.directory),
                 "S3_DATA_DIR": str(self.directory / "s3"),
                 "LOG_LEVEL": "WARNING",
+                "AUTH": str(self._auth).lower(),
             },
         )
 
