@@ -288,7 +288,8 @@ resource "aws_vpc_endpoint" "interface" {
 
 # The streams of DynamoDB have an interface endpoint and no gateway, and AWS gives that endpoint no private name
 # (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/privatelink-streams.html). The processes ask the
-# public name, so a zone of this network says where that is.
+# public name, so a zone of this network says where that is. That the endpoint answers to the public name, with its
+# certificate, was not seen on AWS; where it does not, `nat` and no zone is the way.
 resource "aws_vpc_endpoint" "streams" {
   vpc_id              = aws_vpc.this.id
   vpc_endpoint_type   = "Interface"

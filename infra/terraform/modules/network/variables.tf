@@ -101,7 +101,7 @@ variable "log_kms_key_arn" {
 }
 
 variable "log_retention_days" {
-  description = "How many days flow logs are kept. They hold addresses of clients' load balancer hops, and no content."
+  description = "How many days flow logs are kept. They hold addresses, those of clients at the load balancer too, and no content."
   type        = number
   default     = 90
 

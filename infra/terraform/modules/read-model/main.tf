@@ -160,7 +160,7 @@ resource "aws_db_instance" "this" {
 
   parameter_group_name        = aws_db_parameter_group.this.name
   auto_minor_version_upgrade  = true
-  allow_major_version_upgrade = false
+  allow_major_version_upgrade = var.allow_major_version_upgrade
   apply_immediately           = false
   maintenance_window          = var.maintenance_window
 

@@ -97,6 +97,12 @@ variable "engine_version" {
   }
 }
 
+variable "allow_major_version_upgrade" {
+  description = "Whether engine_version may be raised: a deliberate step, which restarts the server in its maintenance window."
+  type        = bool
+  default     = false
+}
+
 variable "instance_class" {
   description = "The size of the instance. `kiseki scale plan --limit CLASS` says whether the pools of all tasks fit."
   type        = string
