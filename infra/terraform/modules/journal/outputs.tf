@@ -32,8 +32,3 @@ output "lease_table_arn" {
   description = "The ARN of the table of the lease; null with one region."
   value       = one(aws_dynamodb_table.leases[*].arn)
 }
-
-output "backup_table_arns" {
-  description = "The tables that AWS Backup may copy, by name: neither keys nor revocations nor the ledger of erasures, by which erased persons would come back."
-  value       = { for name in ["journal", "claims", "snapshots"] : name => aws_dynamodb_table.this[name].arn }
-}
