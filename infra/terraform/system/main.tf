@@ -213,7 +213,7 @@ module "compute" {
   spot                         = var.spot
   deployment                   = var.deployment
   deployment_alarm_names       = module.observability.deployment_alarm_names
-  alarm_topic_arn              = module.observability.topic_arn
+  alarm_topic_arns             = { alarms = module.observability.topic_arn }
   kms_key_arn                  = module.security.data_key_arn
   log_group_prefix             = local.log_group_prefix
   log_retention_days           = var.log_days

@@ -11,10 +11,6 @@ locals {
   identifier = "${var.name}-${var.purpose}"
   port       = 5432
 
-  first_database = contains(keys(var.databases), "kiseki") ? "kiseki" : sort(keys(var.databases))[0]
-
-  roles = sort(distinct(values(var.databases)))
-
   family    = "postgres${var.engine_version}"
   log_kinds = toset(["postgresql", "upgrade"])
 
@@ -145,7 +141,6 @@ resource "aws_db_instance" "this" {
   storage_encrypted     = true
   kms_key_id            = var.kms_key_arn
 
-  db_name                             = local.first_database
   port                                = local.port
   username                            = "kiseki_master"
   manage_master_user_password         = true

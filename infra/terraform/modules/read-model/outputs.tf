@@ -23,27 +23,6 @@ output "roles" {
   value       = var.databases
 }
 
-output "first_statements" {
-  description = <<-EOT
-    What the master user runs once, before the first `kiseki migrate`: roles that log in with IAM, and their databases. Who
-    is a member of a role with rds_iam, even by way of another, can't log in with a password any more, so the master user
-    leaves each role before it gets that.
-  EOT
-  value = join("\n", concat(
-    flatten([for role in local.roles : ["CREATE ROLE ${role} LOGIN;", "GRANT ${role} TO CURRENT_USER;"]]),
-    flatten([
-      for database in sort(keys(var.databases)) : [
-        (database == local.first_database
-          ? "ALTER DATABASE ${database} OWNER TO ${var.databases[database]};"
-          : "CREATE DATABASE ${database} OWNER ${var.databases[database]} ENCODING 'UTF8';"
-        ),
-        "REVOKE CONNECT, TEMPORARY ON DATABASE ${database} FROM PUBLIC;",
-      ]
-    ]),
-    flatten([for role in local.roles : ["REVOKE ${role} FROM CURRENT_USER;", "GRANT rds_iam TO ${role};"]]),
-  ))
-}
-
 output "resource_id" {
   description = "The id of the database that IAM policies name (rds-db:connect)."
   value       = aws_db_instance.this.resource_id

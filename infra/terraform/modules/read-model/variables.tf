@@ -199,7 +199,7 @@ variable "deletion_protection" {
 }
 
 variable "databases" {
-  description = "The databases on the server, with the role that owns each and logs in with IAM. The first statements make them; see the output."
+  description = "The databases on the server, each with the role that logs in to it with IAM. `kiseki database prepare` makes them from the settings."
   type        = map(string)
   default     = { kiseki = "kiseki", audit = "kiseki_audit", anchors = "kiseki_anchors" }
 

@@ -89,6 +89,31 @@ async def test_all_is_made_once_and_a_second_run_finds_it(postgres_server: Postg
 
 
 @pytest.mark.usefixtures("iam")
+async def test_the_administrator_is_no_superuser_and_no_member_of_what_it_makes(
+    postgres_server: PostgresServer, names: Names
+) -> None:
+    """As on RDS, where a member of a role with rds_iam could not sign in with its password any more."""
+    master = f"master_{names.service}"
+    postgres_server.sql(f"CREATE ROLE \"{master}\" LOGIN CREATEROLE CREATEDB PASSWORD 'known'")
+    postgres_server.sql(f'GRANT rds_iam TO "{master}" WITH ADMIN OPTION')
+    admin = PostgresAddress.parse(
+        f"postgresql://{master}:known@127.0.0.1:{postgres_server.port}/postgres", schema="public"
+    )
+    try:
+        assert len(await prepare_server(admin, "127.0.0.1", wanted_of(names))) == 8
+        assert await prepare_server(admin, "127.0.0.1", wanted_of(names)) == []
+        for role in (names.service, names.audit):
+            assert postgres_server.sql(f"SELECT pg_has_role('{master}', '{role}', 'USAGE')") == "f"
+    finally:
+        for database in (names.database, names.other):
+            postgres_server.sql(f'DROP DATABASE IF EXISTS "{database}"')
+        for role in (names.service, names.audit):
+            postgres_server.sql(f'DROP ROLE IF EXISTS "{role}"')
+        postgres_server.sql(f'DROP OWNED BY "{master}"')
+        postgres_server.sql(f'DROP ROLE "{master}"')
+
+
+@pytest.mark.usefixtures("iam")
 async def test_its_rights_are_enough_to_migrate_and_no_more_than_that(
     postgres_server: PostgresServer, names: Names
 ) -> None:

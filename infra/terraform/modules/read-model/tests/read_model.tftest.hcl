@@ -55,11 +55,6 @@ run "one_region" {
     condition     = output.scale_limit == "db.r8g.large"
     error_message = "Without a maximum of its own the class says how many connections there are."
   }
-
-  assert {
-    condition     = length(regexall("GRANT rds_iam", split("REVOKE kiseki_audit FROM CURRENT_USER", output.first_statements)[0])) <= 2
-    error_message = "The master user would be a member of a role with rds_iam, and could not log in with its password."
-  }
 }
 
 run "with_a_maximum_of_connections" {
