@@ -51,7 +51,7 @@ def folders() -> list[Path]:
     return sorted({path.parent for path in TERRAFORM.rglob("*.tf") if ".terraform" not in path.parts})
 
 
-def tested() -> list[Path]:
+def with_tests() -> list[Path]:
     """Every folder with tests of its own, and those that must have some."""
     composed = [TERRAFORM / "system", *(TERRAFORM / "environments").glob("*/")]
     having = {path.parent.parent for path in TERRAFORM.rglob("*.tftest.hcl") if ".terraform" not in path.parts}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.support import TERRAFORM, folders, name, tested, tools
+from tests.infra.support import TERRAFORM, folders, name, with_tests, tools
 
 DECLARED = re.compile(r'^(variable|output) "(\w+)" \{\n(.*?)^\}', re.MULTILINE | re.DOTALL)
 PASSED = re.compile(r"Success! ([1-9]\d*) passed, 0 failed")
@@ -38,7 +38,7 @@ def test_a_folder_is_valid(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("infra_tools")
-@pytest.mark.parametrize("folder", tested(), ids=name)
+@pytest.mark.parametrize("folder", with_tests(), ids=name)
 def test_a_folder_passes_its_own_tests(folder: Path) -> None:
     said = tools("test", folder)
     assert said.code == 0, said.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,12 +30,11 @@ class Schema:
     provider: Json
 
     @classmethod
-    def load(cls, path: Path, only: Iterable[str] | None = None) -> Schema:
-        """Of all types or `only` some: Terraform takes long to read all of them."""
+    def load(cls, path: Path, words: Set[str]) -> Schema:
+        """What a configuration made of these words can use: Terraform takes long to read the rest, for nothing."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        wanted = None if only is None else frozenset(only)
         resources, data = (
-            {name: block for name, block in content[kind].items() if wanted is None or name in wanted}
+            {name: _usable(block, words) for name, block in content[kind].items() if name in words}
             for kind in ("resources", "data")
         )
         return cls(resources=resources, data=data, provider=content["provider"])
@@ -48,6 +47,16 @@ class Schema:
             data_source_schemas={name: _schema(block) for name, block in self.data.items()},
             server_capabilities=protocol.ServerCapabilities(get_provider_schema_optional=True),
         )
+
+
+def _usable(block: Json, words: Set[str], *, inside: bool = False) -> Json:
+    """Without the blocks, inside of blocks, that are named nowhere: those of a firewall are thousands."""
+    blocks = {
+        name: {**nested, "block": _usable(nested["block"], words, inside=True)}
+        for name, nested in block["blocks"].items()
+        if not inside or nested["min"] or name in words
+    }
+    return {**block, "blocks": blocks}
 
 
 def _schema(block: Json) -> Any:

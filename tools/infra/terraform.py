@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).parents[2] / "infra" / "terraform"
 
 _CORE: Final = Path(__file__).with_name("core.py")
 _TIMEOUT: Final = 300
-_TYPE: Final = re.compile(r"\baws_\w+")
+_WORD: Final = re.compile(r"\b[a-z][a-z0-9_]*\b")
 _NOT_OURS: Final = ("TF_", "AWS_")
 # Values that somebody keeps beside the code must not decide what a check says.
 _LEFT_OUT: Final = (".terraform", ".terraform.lock.hcl", "*.tfstate*", "terraform.tfvars", "*.auto.tfvars")
@@ -72,7 +72,7 @@ def prepared(folder: Path, installed: Installed, *, state: bool = False) -> Iter
         if init.code:
             yield init
             return
-        schema = Schema.load(installed.schema, only=_types(copy))
+        schema = Schema.load(installed.schema, words=_words(copy))
         with serving(schema, place) as attached:
             yield replace(before, environment={**before.environment, "TF_REATTACH_PROVIDERS": attached})
 
@@ -105,7 +105,6 @@ def _environment(place: Path, installed: Installed) -> dict[str, str]:
     return {"TF_CLI_CONFIG_FILE": str(configuration)}
 
 
-def _types(copy: Path) -> set[str]:
-    """Every word that may name a type: Terraform gets the schema of these alone."""
+def _words(copy: Path) -> set[str]:
     files = [path for path in copy.rglob("*") if path.name.endswith((".tf", ".tftest.hcl", ".tfmock.hcl"))]
-    return {name for path in files for name in _TYPE.findall(path.read_text(encoding="utf-8"))}
+    return {word for path in files for word in _WORD.findall(path.read_text(encoding="utf-8"))}
