@@ -39,6 +39,9 @@ resource "aws_scheduler_schedule" "this" {
       enable_ecs_managed_tags = true
       enable_execute_command  = false
 
+      # What an event says of a task that ended, so that it can be told which one failed.
+      group = local.schedule_names[each.key]
+
       network_configuration {
         subnets          = var.subnet_ids
         security_groups  = [aws_security_group.process["backup"].id]
@@ -75,7 +78,10 @@ locals {
       detail-type = ["ECS Task State Change"]
       detail = {
         clusterArn = [aws_ecs_cluster.this.arn]
-        group      = [for process in ["backup", "migrate"] : "family:${local.families[process]}"]
+        group = concat(
+          ["family:${local.families.migrate}"],
+          [for name, one in local.schedules : local.schedule_names[name] if one.told],
+        )
         lastStatus = ["STOPPED"]
         "$or" = [
           { containers = { exitCode = [{ anything-but = [0] }] } },

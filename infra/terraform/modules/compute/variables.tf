@@ -328,12 +328,12 @@ variable "deployment_alarm_names" {
 }
 
 variable "schedules" {
-  description = "What the process backup does, and when (UTC): the arguments of `kiseki`, and an expression of EventBridge Scheduler."
-  type        = map(object({ command = list(string), expression = string }))
+  description = "What the process backup does, and when (UTC): the arguments of `kiseki`, an expression of EventBridge Scheduler, and whether a failure is told. That of `status` is not: each age that it measures has an alarm."
+  type        = map(object({ command = list(string), expression = string, told = optional(bool, true) }))
   default = {
     create = { command = ["backup", "create"], expression = "cron(15 1 * * ? *)" }
     prune  = { command = ["backup", "prune"], expression = "cron(15 4 * * ? *)" }
-    status = { command = ["dr", "status", "--embedded-metrics"], expression = "rate(1 hour)" }
+    status = { command = ["dr", "status", "--embedded-metrics"], expression = "rate(1 hour)", told = false }
   }
 
   validation {

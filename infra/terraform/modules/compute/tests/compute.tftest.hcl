@@ -306,7 +306,7 @@ run "what_is_done_by_the_clock" {
 }
 
 run "failures_are_told" {
-  command = plan
+  command = apply
 
   variables {
     alarm_topic_arns = { operators = "arn:aws:sns:eu-central-1:123456789012:shop-test" }
@@ -315,6 +315,16 @@ run "failures_are_told" {
   assert {
     condition     = toset(keys(aws_cloudwatch_event_target.failure)) == toset(["tasks/operators", "deployments/operators"])
     error_message = "Tasks and deployments that failed are told."
+  }
+
+  assert {
+    condition     = toset(jsondecode(aws_cloudwatch_event_rule.failure["tasks"].event_pattern).detail.group) == toset(["family:shop-test-migrate", "shop-test-create", "shop-test-prune"])
+    error_message = "A status that says LOOK has alarms of its own, and does not call every hour."
+  }
+
+  assert {
+    condition     = alltrue([for name, one in aws_scheduler_schedule.this : one.target[0].ecs_parameters[0].group == "shop-test-${name}"])
+    error_message = "The group of a task says which schedule it is of."
   }
 
   assert {
