@@ -4,8 +4,9 @@ locals {
   container = "kiseki"
   data_dir  = "/var/lib/kiseki"
 
-  # Both are folders that the image declares as volumes, so that they come with its owner; all else is read-only.
-  volumes = { data = local.data_dir, tmp = "/tmp" }
+  # The one folder that is written. The image declares it as a volume, so that it comes with its owner: another one, such
+  # as /tmp, would be root's on Fargate. All else is read-only.
+  volumes = { data = local.data_dir }
 
   # `backup` gets its arguments from each schedule. Without any it says what there is.
   commands = {
@@ -18,6 +19,7 @@ locals {
 
   # What depends on how the task is made is said here and nowhere else.
   of_all_tasks = {
+    TMPDIR                   = local.data_dir
     KISEKI_DATA_DIR          = local.data_dir
     KISEKI_TERMINATION_GRACE = tostring(var.termination_grace)
   }

@@ -37,7 +37,7 @@ variable "start_services" {
 }
 
 variable "environment" {
-  description = "The environment of each process: command-api, query-api, updater, migrate, backup. Secrets are references (aws-sm://…), which the processes read themselves. What depends on the task is added here: KISEKI_DATA_DIR, KISEKI_TERMINATION_GRACE, and for services the addresses and ports that they listen on."
+  description = "The environment of each process: command-api, query-api, updater, migrate, backup. Secrets are references (aws-sm://…), which the processes read themselves. What depends on the task is added here: KISEKI_DATA_DIR, TMPDIR, KISEKI_TERMINATION_GRACE, and for services the addresses and ports that they listen on."
   type        = map(map(string))
 
   validation {

@@ -114,10 +114,11 @@ run "containers_may_do_little" {
         local.containers[process].user == "10001:10001",
         local.containers[process].linuxParameters.capabilities.drop == ["ALL"],
         local.containers[process].linuxParameters.initProcessEnabled,
-        [for one in local.containers[process].mountPoints : one.containerPath] == ["/var/lib/kiseki", "/tmp"],
+        [for one in local.containers[process].mountPoints : one.containerPath] == ["/var/lib/kiseki"],
+        local.environment[process]["TMPDIR"] == "/var/lib/kiseki",
       ])
     ])
-    error_message = "No process is root, has a capability, or writes anywhere but in its two folders."
+    error_message = "No process is root, has a capability, or writes anywhere but in its one folder."
   }
 
   assert {
