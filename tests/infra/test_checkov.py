@@ -39,7 +39,14 @@ def checkov(folder: Path) -> list[dict[str, Any]]:
 
 
 def failures(reports: list[dict[str, Any]]) -> list[str]:
-    return sorted(
+    """What is wrong, and what checkov could not read and so has not looked at: of Terraform's tests it needs nothing."""
+    unread = [
+        f"not read: {file}"
+        for report in reports
+        for file in report.get("results", {}).get("parsing_errors", ())
+        if not file.endswith(".tftest.hcl")
+    ]
+    return unread + sorted(
         f"{check['check_id']} {check['file_path']} {check['resource']}: {check['check_name']}"
         for report in reports
         for check in report.get("results", {}).get("failed_checks", ())
@@ -49,8 +56,8 @@ def failures(reports: list[dict[str, Any]]) -> list[str]:
 @pytest.mark.usefixtures("infra_tools")
 def test_checkov_finds_nothing() -> None:
     reports = checkov(INFRA)
-    assert not failures(reports)
-    assert sum(report["summary"]["parsing_errors"] for report in reports) == 0
+    found = failures(reports)
+    assert not found, "\n".join(found)
     assert sum(report["summary"]["passed"] for report in reports if report["check_type"] == "terraform") > 100
 
 
