@@ -52,7 +52,7 @@ locals {
           green = { namespace = "AWS/ApplicationELB", name = "HealthyHostCount", stat = "Minimum", dimensions = merge(local.balancer, { TargetGroup = groups.green }) }
         }
         expression = "FILL(blue, 0) + FILL(green, 0)"
-        below      = try(var.services[api].minimum, 1)
+        below      = contains(keys(var.services), api) ? var.services[api].minimum : 1
         period     = local.minute
         periods    = 5
         # The load balancer counts targets all the time; without any, it does not serve.
@@ -420,7 +420,9 @@ locals {
     )
   ]...)
 
-  cache_nodes = try([for number in range(1, var.rate_store.nodes + 1) : format("%s-%03d", var.rate_store.replication_group_id, number)], [])
+  cache_nodes = flatten([
+    for store in var.rate_store[*] : [for number in range(store.nodes) : format("%s-%03d", store.replication_group_id, number + 1)]
+  ])
 
   rate_store_alarms = merge([
     for place, node in local.cache_nodes : {

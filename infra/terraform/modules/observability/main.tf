@@ -4,7 +4,7 @@
 
 locals {
   # An alarm, its topic and the key of the topic are in the region of the metric.
-  regions = toset(concat([var.region], keys(try(var.database.replicas, {}))))
+  regions = toset(concat([var.region], flatten([for database in var.database[*] : keys(database.replicas)])))
 
   # CloudWatch publishes on behalf of the account's alarms. EventBridge does not say for whom it asks, so a condition on the
   # account would silence what compute tells of tasks and deployments that failed.
