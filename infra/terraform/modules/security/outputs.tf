@@ -77,3 +77,8 @@ output "policies" {
   description = "The policy of each process as JSON."
   value       = local.policies
 }
+
+output "key_policies" {
+  description = "The policy of each key of the region, as JSON."
+  value       = { data = jsonencode(local.data_key_policies[var.region]), master = jsonencode(local.master_key_policy) }
+}

@@ -1,0 +1,736 @@
+# What each process may do: `statements` is one map, process to statements. Whatever stands here, the application was seen
+# to need, or the test of the roles says why it stands here all the same.
+
+locals {
+  table_names = toset(["journal", "claims", "snapshots", "keys", "revocations", "operations", "erasures"])
+
+  # A restore makes tables NAME-r<when>-… and puts them in force in place of those of the infrastructure. That roles know
+  # them before is what makes a restore end without a change of roles.
+  table_prefixes = { for table in local.table_names : table => contains(["operations", "erasures"], table) ? [var.name] : [var.name, local.restored] }
+  restored       = "${var.name}-r????????T??????Z-??????"
+  proved         = "${var.name}-verify-????????T??????Z-??????"
+
+  # Of each region, because the roles are those of all regions.
+  tables = {
+    for table in local.table_names : table => flatten([
+      for region in local.regions : [
+        for prefix in local.table_prefixes[table] : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${prefix}-${table}"
+      ]
+    ])
+  }
+  streams         = [for table in local.tables.journal : "${table}/stream/*"]
+  by_slice        = [for table in local.tables.journal : "${table}/index/by-slice"]
+  proving_tables  = [for region in local.regions : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${local.proved}-*"]
+  restored_tables = [for region in local.regions : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${local.restored}-*"]
+  all_tables      = [for region in local.regions : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${var.name}-*"]
+  leases          = var.lease_region == null ? [] : ["${local.arn}:dynamodb:${var.lease_region}:${var.account_id}:table/${var.name}-leases"]
+
+  backed_up_tables   = concat(local.tables.journal, local.tables.claims, local.tables.keys, local.tables.revocations)
+  described_tables   = concat(local.backed_up_tables, local.tables.snapshots)
+  backups_of_tables  = [for table in local.backed_up_tables : "${table}/backup/*"]
+  backup_buckets     = [for bucket in compact([var.backup_bucket, var.key_backup_bucket]) : "${local.arn}:s3:::${bucket}"]
+  objects_of_backups = [for bucket in local.backup_buckets : "${bucket}/*"]
+  failure_buckets    = [for bucket in compact([var.failure_bucket]) : "${local.arn}:s3:::${bucket}"]
+  objects_of_failure = [for bucket in local.failure_buckets : "${bucket}/*"]
+
+  log_arns = {
+    for process, group in local.log_groups :
+    process => [for region in local.regions : "${local.arn}:logs:${region}:${var.account_id}:log-group:${group}:*"]
+  }
+  repositories = [for region in local.regions : "${local.arn}:ecr:${region}:${var.account_id}:repository/${local.repository_name}"]
+
+  databases = merge(
+    var.database_resource_id == null ? {} : { (var.region) = var.database_resource_id },
+    var.replica_database_resource_ids,
+  )
+  database_users = {
+    for process in local.processes : process => flatten([
+      for region, id in local.databases : [
+        for user in lookup(var.database_users, process, []) : "${local.arn}:rds-db:${region}:${var.account_id}:dbuser:${id}/${user}"
+      ]
+    ])
+  }
+
+  # Pieces that several processes need.
+
+  may_ask_what_is_in_force = {
+    Sid       = "TablesInForce"
+    Effect    = "Allow"
+    Action    = ["dynamodb:GetItem"]
+    Resource  = local.tables.operations
+    Condition = { "ForAllValues:StringEquals" = { "dynamodb:LeadingKeys" = ["journal", "keys"] } }
+  }
+  may_follow = {
+    Sid      = "FollowTheJournal"
+    Effect   = "Allow"
+    Action   = ["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"]
+    Resource = local.streams
+  }
+  may_describe = {
+    Sid      = "DescribeTables"
+    Effect   = "Allow"
+    Action   = ["dynamodb:DescribeTable"]
+    Resource = concat(local.tables.journal, local.tables.claims, local.tables.snapshots)
+  }
+  may_describe_expiry = {
+    Sid      = "DescribeExpiry"
+    Effect   = "Allow"
+    Action   = ["dynamodb:DescribeTimeToLive"]
+    Resource = local.tables.claims
+  }
+  # Readiness proves that the journal takes writes, on a key that is no stream's; the journal knows its key store by a
+  # claim that whoever opens both compares by writing it again.
+  may_prove_writes = [
+    {
+      Sid       = "ProveWrites"
+      Effect    = "Allow"
+      Action    = ["dynamodb:PutItem"]
+      Resource  = concat(local.tables.journal, local.tables.claims)
+      Condition = { "ForAllValues:StringEquals" = { "dynamodb:LeadingKeys" = ["mark#writable"] } }
+    },
+  ]
+  may_bind = {
+    Sid       = "BindKeyStore"
+    Effect    = "Allow"
+    Action    = ["dynamodb:PutItem"]
+    Resource  = local.tables.claims
+    Condition = { "ForAllValues:StringLike" = { "dynamodb:LeadingKeys" = ["claim#$key-store#*"] } }
+  }
+  may_wrap = {
+    Sid      = "MasterKey"
+    Effect   = "Allow"
+    Action   = ["kms:Decrypt", "kms:Encrypt"]
+    Resource = [for region in local.regions : local.master_keys[region]]
+    Condition = {
+      Null                        = { "kms:EncryptionContextKeys" = "false" }
+      "ForAllValues:StringEquals" = { "kms:EncryptionContextKeys" = ["kiseki-context"] }
+    }
+  }
+  may_decrypt_for = {
+    for user, services in { stores = ["dynamodb"], stores-and-secrets = ["dynamodb", "secretsmanager"], everything = ["dynamodb", "s3", "secretsmanager"] } :
+    user => {
+      Sid      = "DataKey"
+      Effect   = "Allow"
+      Action   = ["kms:Decrypt"]
+      Resource = [for region in local.regions : local.data_keys[region]]
+      Condition = {
+        StringEquals = { "kms:ViaService" = flatten([for region in local.regions : [for service in services : "${service}.${region}.${local.suffix}"]]) }
+      }
+    }
+  }
+  may_encrypt_objects = {
+    Sid       = "DataKeyOfObjects"
+    Effect    = "Allow"
+    Action    = ["kms:GenerateDataKey"]
+    Resource  = [for region in local.regions : local.data_keys[region]]
+    Condition = { StringEquals = { "kms:ViaService" = [for region in local.regions : "s3.${region}.${local.suffix}"] } }
+  }
+  may_encrypt_tables = {
+    Sid       = "DataKeyOfTables"
+    Effect    = "Allow"
+    Action    = ["kms:CreateGrant", "kms:DescribeKey"]
+    Resource  = [for region in local.regions : local.data_keys[region]]
+    Condition = { StringEquals = { "kms:ViaService" = [for region in local.regions : "dynamodb.${region}.${local.suffix}"] } }
+  }
+  may_read_secrets = {
+    for users, secrets in { apis = keys(local.secrets), others = ["audit"], operators = setsubtract(keys(local.secrets), ["rate-store"]) } :
+    users => {
+      Sid      = "Secrets"
+      Effect   = "Allow"
+      Action   = ["secretsmanager:GetSecretValue"]
+      Resource = flatten([for secret in sort(tolist(secrets)) : local.secret_arns[secret]])
+    }
+  }
+  may_connect = {
+    for process, users in local.database_users : process => [
+      for some in [users] : {
+        Sid      = "Databases"
+        Effect   = "Allow"
+        Action   = ["rds-db:connect"]
+        Resource = some
+      } if length(some) > 0
+    ]
+  }
+  may_hold_the_lease = [
+    for some in [local.leases] : {
+      Sid      = "Lease"
+      Effect   = "Allow"
+      Action   = ["dynamodb:GetItem", "dynamodb:PutItem"]
+      Resource = some
+    } if length(some) > 0
+  ]
+  # Restores and their proofs: AWS writes the items of a restored table with the rights of who restores.
+  may_fill = {
+    for kind, tables in { proving = local.proving_tables, restored = local.restored_tables } : kind => {
+      Sid                         = kind == "proving" ? "TablesOfProofs" : "RestoredTables"
+      Effect                      = "Allow"
+      Action = [
+        "dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DeleteItem", "dynamodb:DeleteTable",
+        "dynamodb:DescribeContinuousBackups", "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:PutItem",
+        "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateContinuousBackups", "dynamodb:UpdateItem",
+        "dynamodb:UpdateTable",
+      ]
+      Resource = tables
+    }
+  }
+  may_read_backups = [
+    for some in [local.backup_buckets] : {
+      Sid      = "ListBackups"
+      Effect   = "Allow"
+      Action   = ["s3:ListBucket", "s3:ListBucketVersions"]
+      Resource = some
+    } if length(some) > 0
+  ]
+
+  statements = {
+    command-api = concat(
+      [
+        local.may_ask_what_is_in_force,
+        local.may_describe,
+        local.may_describe_expiry,
+        local.may_follow,
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem"]
+          Resource = local.tables.claims
+        },
+        {
+          Sid      = "Snapshots"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.snapshots
+        },
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.keys
+        },
+        {
+          Sid      = "Revocations"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Scan"]
+          Resource = local.tables.revocations
+        },
+        {
+          Sid      = "Erasures"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.erasures
+        },
+        local.may_wrap,
+        local.may_decrypt_for["stores-and-secrets"],
+        local.may_read_secrets["apis"],
+      ],
+      local.may_hold_the_lease,
+      local.may_connect["command-api"],
+    )
+
+    query-api = concat(
+      [
+        local.may_ask_what_is_in_force,
+        local.may_describe,
+        local.may_describe_expiry,
+        local.may_follow,
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Query", "dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem"]
+          Resource = local.tables.claims
+        },
+        local.may_bind,
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:Query"]
+          Resource = local.tables.keys
+        },
+        {
+          Sid      = "Revocations"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Scan"]
+          Resource = local.tables.revocations
+        },
+        {
+          Sid      = "Erasures"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:Query"]
+          Resource = local.tables.erasures
+        },
+        # How far it saw erasures in force. It adds no line: those have other keys.
+        {
+          Sid       = "ErasuresInForce"
+          Effect    = "Allow"
+          Action    = ["dynamodb:PutItem"]
+          Resource  = local.tables.erasures
+          Condition = { "ForAllValues:StringEquals" = { "dynamodb:LeadingKeys" = ["mark"] } }
+        },
+        local.may_wrap,
+        local.may_decrypt_for["stores-and-secrets"],
+        local.may_read_secrets["apis"],
+      ],
+      local.may_prove_writes,
+      local.may_hold_the_lease,
+      local.may_connect["query-api"],
+    )
+
+    updater = concat(
+      [
+        local.may_ask_what_is_in_force,
+        local.may_describe,
+        local.may_describe_expiry,
+        local.may_follow,
+        # Also writes: it ends erasures that a process began and did not live to end.
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Sweep"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Query"]
+          Resource = local.by_slice
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem"]
+          Resource = local.tables.claims
+        },
+        {
+          Sid      = "Snapshots"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:Query"]
+          Resource = local.tables.snapshots
+        },
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.keys
+        },
+        {
+          Sid      = "Erasures"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.erasures
+        },
+        local.may_wrap,
+        local.may_decrypt_for["stores-and-secrets"],
+        local.may_read_secrets["others"],
+      ],
+      local.may_hold_the_lease,
+      local.may_connect["updater"],
+    )
+
+    # Lambda reads the stream and writes the log with the function's own role.
+    updater-function = concat(
+      [
+        local.may_ask_what_is_in_force,
+        {
+          Sid      = "DescribeTables"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeTable"]
+          Resource = local.tables.journal
+        },
+        local.may_follow,
+        {
+          Sid      = "ListStreams"
+          Effect   = "Allow"
+          Action   = ["dynamodb:ListStreams"]
+          Resource = local.streams
+        },
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Query", "dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem"]
+          Resource = local.tables.claims
+        },
+        local.may_bind,
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.keys
+        },
+        {
+          Sid      = "Erasures"
+          Effect   = "Allow"
+          Action   = ["dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.erasures
+        },
+        local.may_wrap,
+        local.may_decrypt_for["stores"],
+        {
+          Sid      = "Log"
+          Effect   = "Allow"
+          Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
+          Resource = local.log_arns["updater-function"]
+        },
+        {
+          Sid    = "NetworkInterfaces"
+          Effect = "Allow"
+          Action = [
+            "ec2:AssignPrivateIpAddresses", "ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface",
+            "ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets", "ec2:UnassignPrivateIpAddresses",
+          ]
+          Resource = ["*"]
+        },
+        # Lambda makes these calls; the code of the function has no business with them.
+        {
+          Sid      = "NotByItsCode"
+          Effect   = "Deny"
+          Action   = ["ec2:*"]
+          Resource = ["*"]
+          Condition = {
+            ArnEquals = { "lambda:SourceFunctionArn" = [for region in local.regions : "${local.arn}:lambda:${region}:${var.account_id}:function:${local.function_name}"] }
+          }
+        },
+      ],
+      [
+        for some in [local.failure_buckets] : {
+          Sid      = "FailureBucket"
+          Effect   = "Allow"
+          Action   = ["s3:ListBucket"]
+          Resource = some
+        } if length(some) > 0
+      ],
+      [
+        for some in [local.objects_of_failure] : {
+          Sid      = "Failures"
+          Effect   = "Allow"
+          Action   = ["s3:PutObject"]
+          Resource = some
+        } if length(some) > 0
+      ],
+      [for some in [local.failure_buckets] : local.may_encrypt_objects if length(some) > 0],
+      local.may_hold_the_lease,
+      local.may_connect["updater-function"],
+    )
+
+    # The tables are the infrastructure's; of those it may add what a release needs besides.
+    migrate = concat(
+      [
+        local.may_ask_what_is_in_force,
+        {
+          Sid      = "DescribeTables"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeTable"]
+          Resource = flatten([for table in sort(tolist(local.table_names)) : local.tables[table]])
+        },
+        {
+          Sid      = "ExpandTables"
+          Effect   = "Allow"
+          Action   = ["dynamodb:UpdateTable"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Expiry"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeTimeToLive", "dynamodb:UpdateTimeToLive"]
+          Resource = concat(local.tables.claims, local.tables.revocations)
+        },
+        local.may_follow,
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem"]
+          Resource = local.tables.claims
+        },
+        local.may_bind,
+        # The first time it makes the root of keyed hashes, and begins the ledger.
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem"]
+          Resource = local.tables.keys
+        },
+        {
+          Sid      = "Erasures"
+          Effect   = "Allow"
+          Action   = ["dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.erasures
+        },
+        local.may_wrap,
+        local.may_decrypt_for["stores"],
+      ],
+      [
+        for some in [local.leases] : {
+          Sid      = "Lease"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeTable", "dynamodb:GetItem"]
+          Resource = some
+        } if length(some) > 0
+      ],
+      local.may_connect["migrate"],
+    )
+
+    backup = concat(
+      [
+        local.may_ask_what_is_in_force,
+        # Its runs are noted beside what is in force, under keys of their own.
+        {
+          Sid       = "Runs"
+          Effect    = "Allow"
+          Action    = ["dynamodb:DeleteItem", "dynamodb:PutItem"]
+          Resource  = local.tables.operations
+          Condition = { "ForAllValues:StringLike" = { "dynamodb:LeadingKeys" = ["run#*"] } }
+        },
+        {
+          Sid      = "FindRuns"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeTable", "dynamodb:Scan"]
+          Resource = local.tables.operations
+        },
+        {
+          Sid      = "ListTables"
+          Effect   = "Allow"
+          Action   = ["dynamodb:ListBackups", "dynamodb:ListTables"]
+          Resource = ["*"]
+        },
+        {
+          Sid    = "DescribeTables"
+          Effect = "Allow"
+          Action = [
+            "dynamodb:DescribeContinuousBackups", "dynamodb:DescribeTable", "dynamodb:DescribeTimeToLive",
+            "dynamodb:GetResourcePolicy", "dynamodb:ListTagsOfResource",
+          ]
+          Resource = local.described_tables
+        },
+        {
+          Sid      = "DescribeStreams"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetResourcePolicy"]
+          Resource = local.streams
+        },
+        {
+          Sid      = "DescribeAlarms"
+          Effect   = "Allow"
+          Action   = ["cloudwatch:DescribeAlarms"]
+          Resource = ["*"]
+        },
+        {
+          Sid      = "Backups"
+          Effect   = "Allow"
+          Action   = ["dynamodb:CreateBackup", "dynamodb:UpdateContinuousBackups"]
+          Resource = local.backed_up_tables
+        },
+        {
+          Sid      = "ProveBackups"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteBackup", "dynamodb:DescribeBackup", "dynamodb:RestoreTableFromBackup"]
+          Resource = local.backups_of_tables
+        },
+        local.may_fill["proving"],
+        {
+          Sid      = "IndexesOfProofs"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Query"]
+          Resource = [for table in local.proving_tables : "${table}/index/by-slice"]
+        },
+        {
+          Sid      = "FollowTheJournal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"]
+          Resource = concat(local.streams, [for table in local.proving_tables : "${table}/stream/*"])
+        },
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem"]
+          Resource = local.tables.claims
+        },
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:Query"]
+          Resource = local.tables.keys
+        },
+        local.may_decrypt_for["everything"],
+        local.may_encrypt_tables,
+        local.may_read_secrets["others"],
+      ],
+      local.may_read_backups,
+      [
+        for some in [local.backup_buckets] : {
+          Sid      = "FindUploads"
+          Effect   = "Allow"
+          Action   = ["s3:ListBucketMultipartUploads"]
+          Resource = some
+        } if length(some) > 0
+      ],
+      [
+        for some in [local.objects_of_backups] : {
+          Sid      = "WriteBackups"
+          Effect   = "Allow"
+          Action   = ["s3:AbortMultipartUpload", "s3:DeleteObjectVersion", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject"]
+          Resource = some
+        } if length(some) > 0
+      ],
+      [for some in [local.backup_buckets] : local.may_encrypt_objects if length(some) > 0],
+      local.may_connect["backup"],
+    )
+
+    # People run one-off tasks with it: restore, erase again, rotate keys, revoke tokens. It makes no backups, and takes
+    # none away.
+    operator = concat(
+      [
+        {
+          Sid      = "TablesInForce"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Scan"]
+          Resource = local.tables.operations
+        },
+        {
+          Sid      = "ListTables"
+          Effect   = "Allow"
+          Action   = ["dynamodb:ListTables"]
+          Resource = ["*"]
+        },
+        {
+          Sid      = "DescribeTables"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeTable"]
+          Resource = local.described_tables
+        },
+        {
+          Sid      = "Fence"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteResourcePolicy", "dynamodb:GetResourcePolicy", "dynamodb:PutResourcePolicy"]
+          Resource = local.described_tables
+        },
+        {
+          Sid      = "Restore"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeBackup", "dynamodb:RestoreTableFromBackup"]
+          Resource = local.backups_of_tables
+        },
+        {
+          Sid      = "RestoreToASecond"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeContinuousBackups", "dynamodb:RestoreTableToPointInTime"]
+          Resource = local.backed_up_tables
+        },
+        local.may_fill["restored"],
+        {
+          Sid    = "FinishRestoredTables"
+          Effect = "Allow"
+          Action = [
+            "dynamodb:CreateTable", "dynamodb:DescribeTimeToLive", "dynamodb:PutResourcePolicy", "dynamodb:TagResource",
+            "dynamodb:UpdateTimeToLive",
+          ]
+          Resource = local.restored_tables
+        },
+        {
+          Sid      = "Alarms"
+          Effect   = "Allow"
+          Action   = ["cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm"]
+          Resource = [for region in local.regions : "${local.arn}:cloudwatch:${region}:${var.account_id}:alarm:${var.name}-*"]
+        },
+        {
+          Sid      = "Sweep"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Query"]
+          Resource = local.by_slice
+        },
+        local.may_follow,
+        {
+          Sid      = "Journal"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan"]
+          Resource = local.tables.journal
+        },
+        {
+          Sid      = "Claims"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem"]
+          Resource = local.tables.claims
+        },
+        {
+          Sid      = "Snapshots"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteItem", "dynamodb:Query"]
+          Resource = local.tables.snapshots
+        },
+        {
+          Sid      = "KeysOfPeople"
+          Effect   = "Allow"
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"]
+          Resource = local.tables.keys
+        },
+        {
+          Sid      = "Revocations"
+          Effect   = "Allow"
+          Action   = ["dynamodb:PutItem", "dynamodb:Scan"]
+          Resource = local.tables.revocations
+        },
+        {
+          Sid      = "Erasures"
+          Effect   = "Allow"
+          Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query"]
+          Resource = local.tables.erasures
+        },
+        local.may_wrap,
+        local.may_decrypt_for["everything"],
+        local.may_encrypt_tables,
+        local.may_read_secrets["operators"],
+      ],
+      local.may_read_backups,
+      # A restore holds the same locks as a backup.
+      [
+        for some in [local.backup_buckets] : {
+          Sid      = "ReadBackups"
+          Effect   = "Allow"
+          Action   = ["s3:GetObject"]
+          Resource = local.objects_of_backups
+        } if length(some) > 0
+      ],
+      [
+        for some in [local.backup_buckets] : {
+          Sid      = "Locks"
+          Effect   = "Allow"
+          Action   = ["s3:PutObject"]
+          Resource = [for bucket in some : "${bucket}/*/.locks/*"]
+        } if length(some) > 0
+      ],
+      [for some in [local.backup_buckets] : local.may_encrypt_objects if length(some) > 0],
+      local.may_hold_the_lease,
+      local.may_connect["operator"],
+    )
+  }
+
+  policies = { for process, statements in local.statements : process => jsonencode({ Version = "2012-10-17", Statement = statements }) }
+}
