@@ -6,13 +6,14 @@ locals {
   # An alarm, its topic and the key of the topic are in the region of the metric.
   regions = toset(concat([var.region], flatten([for database in var.database[*] : keys(database.replicas)])))
 
-  # CloudWatch publishes on behalf of the account's alarms. EventBridge does not say for whom it asks, so a condition on the
-  # account would silence what compute tells of tasks and deployments that failed.
+  # Whoever publishes says for which account, but for EventBridge (tasks and deployments that failed) and AWS Backup: a
+  # condition on the account would silence these two.
   publishers = {
     Alarms    = { service = "cloudwatch.amazonaws.com", condition = { StringEquals = { "aws:SourceAccount" = var.account_id } } }
     Budgets   = { service = "budgets.amazonaws.com", condition = { StringEquals = { "aws:SourceAccount" = var.account_id } } }
     Anomalies = { service = "costalerts.amazonaws.com", condition = { StringEquals = { "aws:SourceAccount" = var.account_id } } }
     Events    = { service = "events.amazonaws.com", condition = {} }
+    Backups   = { service = "backup.amazonaws.com", condition = {} }
   }
 }
 

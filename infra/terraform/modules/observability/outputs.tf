@@ -1,6 +1,9 @@
 output "topic_arn" {
   description = "The topic that alarms are sent to."
   value       = aws_sns_topic.alarms[var.region].arn
+
+  # AWS Backup refuses a topic that it can't publish to.
+  depends_on = [aws_sns_topic_policy.alarms]
 }
 
 output "topic_arns" {
