@@ -39,7 +39,7 @@ def checkov(folder: Path) -> list[dict[str, Any]]:
 
 
 def failures(reports: list[dict[str, Any]]) -> list[str]:
-    """What is wrong, and what checkov could not read and so has not looked at: of Terraform's tests it needs nothing."""
+    """What is wrong, and what checkov could not read and so has not looked at; Terraform's own tests are not meant."""
     unread = [
         f"not read: {file}"
         for report in reports

@@ -12,7 +12,6 @@ from tests.infra.support import TERRAFORM, folders, name, with_tests, tools
 
 DECLARED = re.compile(r'^(variable|output) "(\w+)" \{\n(.*?)^\}', re.MULTILINE | re.DOTALL)
 PASSED = re.compile(r"Success! ([1-9]\d*) passed, 0 failed")
-NEVER_KEPT = (".terraform.lock.hcl", "*.tfstate", "*.tfstate.*", "terraform.tfvars", "*.tfplan")
 
 
 def declarations() -> Iterator[tuple[str, str, str]]:
@@ -72,8 +71,3 @@ def test_a_folder_pins_what_it_was_checked_with(folder: Path) -> None:
 def test_policies_are_written_where_a_test_can_read_them() -> None:
     documents = [path for path in TERRAFORM.rglob("*.tf") if '"aws_iam_policy_document"' in path.read_text("utf-8")]
     assert not documents, "jsonencode says the same and can be read out of a plan"
-
-
-def test_nothing_is_kept_that_belongs_to_a_place() -> None:
-    kept = [path for pattern in NEVER_KEPT for path in TERRAFORM.rglob(pattern) if ".terraform" not in path.parts]
-    assert not kept
