@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.support import TERRAFORM, folders, name, with_tests, tools
+from tests.infra.support import TERRAFORM, folders, name, tools, with_tests
 
 DECLARED = re.compile(r'^(variable|output) "(\w+)" \{\n(.*?)^\}', re.MULTILINE | re.DOTALL)
 PASSED = re.compile(r"Success! ([1-9]\d*) passed, 0 failed")
