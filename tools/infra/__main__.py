@@ -5,6 +5,7 @@ usage: python -m tools.infra setup                         fetches the provider'
        python -m tools.infra validate FOLDER...            each folder against the provider's schema
        python -m tools.infra test FOLDER [ARGUMENT...]     its *.tftest.hcl; arguments are those of `terraform test`
        python -m tools.infra plan FOLDER [ARGUMENT...]     the plan of a new one, as JSON
+       python -m tools.infra answered FOLDER [ARGUMENT...] the same, as if AWS had said all ARNs and names already
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def main(arguments: list[str]) -> int:
             return _test(Path(folder), rest)
         case ["plan", folder, *rest]:
             return _plan(Path(folder), rest)
+        case ["answered", folder, *rest]:
+            return _plan(Path(folder), rest, answered=True)
     print(__doc__, file=sys.stderr)
     return 2
 
@@ -51,8 +54,8 @@ def _test(folder: Path, arguments: list[str]) -> int:
         return _said(_after(terraform, "test", "-no-color", *arguments))
 
 
-def _plan(folder: Path, arguments: list[str]) -> int:
-    with prepared(folder, installed(), state=True) as terraform:
+def _plan(folder: Path, arguments: list[str], *, answered: bool = False) -> int:
+    with prepared(folder, installed(), state=True, answered=answered) as terraform:
         planned = _after(terraform, "plan", "-no-color", "-input=false", "-lock=false", "-out=plan", *arguments)
         if planned.code or isinstance(terraform, Outcome):
             return _said(planned)

@@ -19,12 +19,12 @@ import grpc
 import msgpack
 from tf.gen import tfplugin_pb2 as protocol
 
-from tools.infra.schema import Schema
+from tools.infra.answers import ACCOUNT, Answers
+from tools.infra.schema import Schema, is_write_only
 
-__all__ = ["ACCOUNT", "ADDRESS", "serving"]
+__all__ = ["ADDRESS", "serving"]
 
 ADDRESS: Final = "registry.terraform.io/hashicorp/aws"
-ACCOUNT: Final = "123456789012"
 
 _SERVICE: Final = "tfplugin6.Provider"
 _PROTOCOL: Final = 6
@@ -35,8 +35,9 @@ _REGION: Final = "eu-central-1"
 
 
 class _Provider:
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, answered: bool) -> None:
         self._schema = schema
+        self._answered = answered
         self._message = schema.message()
         self._region = _REGION
 
@@ -63,7 +64,10 @@ class _Provider:
     def plan_resource_change(self, request: Any) -> Any:
         planned = _unpack(request.proposed_new_state)
         if planned is not None:
-            _fill(self._schema.resources[request.type_name], planned, lambda _name, _kind: _UNKNOWN)
+            block = self._schema.resources[request.type_name]
+            planned |= {name: None for name in block["attributes"] if is_write_only(name)}
+            unknown: Callable[[str, Any], Any] = lambda _name, _kind: _UNKNOWN  # noqa: E731
+            _fill(block, planned, Answers(request.type_name, planned, self._region) if self._answered else unknown)
         return protocol.PlanResourceChange.Response(planned_state=_pack(planned))
 
     def apply_resource_change(self, request: Any) -> Any:
@@ -173,14 +177,15 @@ def _example(name: str, kind: Any) -> Any:
 
 
 @contextmanager
-def serving(schema: Schema, directory: Path) -> Iterator[str]:
-    """Serves on a socket in `directory`; gives what TF_REATTACH_PROVIDERS has to say."""
+def serving(schema: Schema, directory: Path, *, answered: bool = False) -> Iterator[str]:
+    """Serves on a socket in `directory`; gives what TF_REATTACH_PROVIDERS has to say. `answered`: plans know what AWS
+    would say, instead of leaving it unknown."""
     socket = directory / "provider.sock"
     server = grpc.server(
         ThreadPoolExecutor(max_workers=_THREADS),
         options=[("grpc.max_send_message_length", _LARGEST), ("grpc.max_receive_message_length", _LARGEST)],
     )
-    server.add_generic_rpc_handlers((_Provider(schema).handlers(),))
+    server.add_generic_rpc_handlers((_Provider(schema, answered=answered).handlers(),))
     server.add_insecure_port(f"unix:{socket}")
     server.start()
     try:

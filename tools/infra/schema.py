@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tf.gen import tfplugin_pb2 as protocol
 
-__all__ = ["Schema"]
+__all__ = ["Schema", "is_write_only"]
 
 Json = Mapping[str, Any]
 
@@ -88,6 +88,11 @@ def _attribute(name: str, attribute: Json) -> Any:
         optional="o" in flags,
         computed="c" in flags,
     )
-    if name.endswith(_WRITE_ONLY):
+    if is_write_only(name):
         made.MergeFromString(_WRITE_ONLY_FIELD)
     return made
+
+
+def is_write_only(name: str) -> bool:
+    """Whether an attribute goes to AWS alone, and into no plan or state."""
+    return name.endswith(_WRITE_ONLY) and not name.startswith("has_")

@@ -56,8 +56,11 @@ class Terraform:
 
 
 @contextmanager
-def prepared(folder: Path, installed: Installed, *, state: bool = False) -> Iterator[Terraform | Outcome]:
-    """A copy of the folder after `init`, or what `init` complained of. `state`: with a local state, for `plan`."""
+def prepared(
+    folder: Path, installed: Installed, *, state: bool = False, answered: bool = False
+) -> Iterator[Terraform | Outcome]:
+    """A copy of the folder after `init`, or what `init` complained of. `state`: with a local state, for `plan`.
+    `answered`: as if AWS had answered already."""
     folder = folder.resolve()
     root = ROOT if folder.is_relative_to(ROOT) else folder
     with tempfile.TemporaryDirectory(prefix="kiseki-infra-") as made:
@@ -73,7 +76,7 @@ def prepared(folder: Path, installed: Installed, *, state: bool = False) -> Iter
             yield init
             return
         schema = Schema.load(installed.schema, words=_words(copy))
-        with serving(schema, place) as attached:
+        with serving(schema, place, answered=answered) as attached:
             yield replace(before, environment={**before.environment, "TF_REATTACH_PROVIDERS": attached})
 
 
