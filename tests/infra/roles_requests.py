@@ -14,6 +14,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from kiseki.clients.dynamodb_generations import OPERATIONS_TABLE
+from kiseki.journal.dynamodb.schema import TABLES
+from kiseki.security.dynamodb_key_items import KEYS_TABLE
+from kiseki.security.erasure.dynamodb_ledger import ERASURES_TABLE
+from kiseki.security.identity.dynamodb_revocations import REVOCATIONS_TABLE
 from tests.infra.roles_policies import Context, Needed
 
 __all__ = ["Account", "Request", "credential_of", "needs_of"]
@@ -29,6 +34,10 @@ _IN_TRANSACTION: Final = {
 _ITEMS: Final = frozenset(
     {"GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"}
 )
+_HASH_KEYS: Final = {
+    spec.name: spec.hash_key.name
+    for spec in (*TABLES, KEYS_TABLE, REVOCATIONS_TABLE, ERASURES_TABLE, OPERATIONS_TABLE)
+}
 _OF_STREAMS: Final = frozenset({"GetRecords"})
 
 
@@ -113,7 +122,11 @@ def _on_tables(operation: str, given: Mapping[str, Any]) -> list[tuple[str, str,
     """Action, table or ARN, and context."""
     if operation.startswith("Transact"):
         return [
-            (_IN_TRANSACTION[kind], part["TableName"], {"dynamodb:EnclosingOperation": [operation]})
+            (
+                _IN_TRANSACTION[kind],
+                part["TableName"],
+                {"dynamodb:EnclosingOperation": [operation], **_leading(part["TableName"], part)},
+            )
             for item in given["TransactItems"]
             for kind, part in item.items()
         ]
@@ -138,7 +151,16 @@ def _on_tables(operation: str, given: Mapping[str, Any]) -> list[tuple[str, str,
     assert named is not None, f"{operation} names no table"
     if "IndexName" in given:
         return [(operation, f"{named}/index/{given['IndexName']}", {})]
-    return [(operation, named, {})]
+    return [(operation, named, _leading(named, given))]
+
+
+def _leading(table: str, given: Mapping[str, Any]) -> Context:
+    """The partition key, of what names one item."""
+    key = given.get("Item") or given.get("Key")
+    if key is None:
+        return {}
+    ((_, value),) = key[_HASH_KEYS[table.rpartition("-")[2]]].items()
+    return {"dynamodb:LeadingKeys": [value]}
 
 
 _OF_RESTORES: Final = ("BatchWriteItem", "DeleteItem", "GetItem", "PutItem", "Query", "Scan", "UpdateItem")
@@ -162,13 +184,19 @@ def _stream_of(iterator: str) -> str:
 def _kms(operation: str, given: Mapping[str, Any], account: Account) -> Needed:
     given_context = given.get("EncryptionContext") or {}
     context = {f"kms:EncryptionContext:{name}": [value] for name, value in given_context.items()}
+    context["kms:CallerAccount"] = [account.number]
     if given_context:
         context["kms:EncryptionContextKeys"] = list(given_context)
     return Needed(f"kms:{operation}", account.key_arn(given["KeyId"]), context)
 
 
 def _by_service(operation: str, service: str, account: Account, more: Context) -> Needed:
-    context = {"kms:ViaService": [service], "kms:GrantIsForAWSResource": ["true"], **more}
+    context = {
+        "kms:CallerAccount": [account.number],
+        "kms:ViaService": [service],
+        "kms:GrantIsForAWSResource": ["true"],
+        **more,
+    }
     return Needed(f"kms:{operation}", account.data_key, context)
 
 

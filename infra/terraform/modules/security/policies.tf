@@ -10,19 +10,15 @@ locals {
   restored       = "${var.name}-r????????T??????Z-??????"
   proved         = "${var.name}-verify-????????T??????Z-??????"
 
-  # Of each region, because the roles are those of all regions.
-  tables = {
-    for table in local.table_names : table => flatten([
-      for region in local.regions : [
-        for prefix in local.table_prefixes[table] : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${prefix}-${table}"
-      ]
-    ])
-  }
+  # The roles are those of all regions, and AWS limits how long a policy may be. The names are ours in each of them.
+  place = length(var.replica_regions) == 0 ? var.region : "*"
+
+  all             = "${local.arn}:dynamodb:${local.place}:${var.account_id}:table"
+  tables          = { for table in local.table_names : table => [for prefix in local.table_prefixes[table] : "${local.all}/${prefix}-${table}"] }
   streams         = [for table in local.tables.journal : "${table}/stream/*"]
   by_slice        = [for table in local.tables.journal : "${table}/index/by-slice"]
-  proving_tables  = [for region in local.regions : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${local.proved}-*"]
-  restored_tables = [for region in local.regions : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${local.restored}-*"]
-  all_tables      = [for region in local.regions : "${local.arn}:dynamodb:${region}:${var.account_id}:table/${var.name}-*"]
+  proving_tables  = ["${local.all}/${local.proved}-*"]
+  restored_tables = ["${local.all}/${local.restored}-*"]
   leases          = var.lease_region == null ? [] : ["${local.arn}:dynamodb:${var.lease_region}:${var.account_id}:table/${var.name}-leases"]
 
   backed_up_tables   = concat(local.tables.journal, local.tables.claims, local.tables.keys, local.tables.revocations)
@@ -35,9 +31,9 @@ locals {
 
   log_arns = {
     for process, group in local.log_groups :
-    process => [for region in local.regions : "${local.arn}:logs:${region}:${var.account_id}:log-group:${group}:*"]
+    process => ["${local.arn}:logs:${local.place}:${var.account_id}:log-group:${group}:*"]
   }
-  repositories = [for region in local.regions : "${local.arn}:ecr:${region}:${var.account_id}:repository/${local.repository_name}"]
+  repositories = ["${local.arn}:ecr:${local.place}:${var.account_id}:repository/${local.repository_name}"]
 
   databases = merge(
     var.database_resource_id == null ? {} : { (var.region) = var.database_resource_id },
@@ -138,7 +134,7 @@ locals {
       Sid      = "Secrets"
       Effect   = "Allow"
       Action   = ["secretsmanager:GetSecretValue"]
-      Resource = flatten([for secret in sort(tolist(secrets)) : local.secret_arns[secret]])
+      Resource = [for secret in sort(tolist(secrets)) : local.secret_arns[secret]]
     }
   }
   may_connect = {
@@ -404,7 +400,7 @@ locals {
           Action   = ["ec2:*"]
           Resource = ["*"]
           Condition = {
-            ArnEquals = { "lambda:SourceFunctionArn" = [for region in local.regions : "${local.arn}:lambda:${region}:${var.account_id}:function:${local.function_name}"] }
+            ArnEquals = { "lambda:SourceFunctionArn" = ["${local.arn}:lambda:${local.place}:${var.account_id}:function:${local.function_name}"] }
           }
         },
       ],
@@ -658,7 +654,7 @@ locals {
           Sid      = "Alarms"
           Effect   = "Allow"
           Action   = ["cloudwatch:DeleteAlarms", "cloudwatch:PutMetricAlarm"]
-          Resource = [for region in local.regions : "${local.arn}:cloudwatch:${region}:${var.account_id}:alarm:${var.name}-*"]
+          Resource = ["${local.arn}:cloudwatch:${local.place}:${var.account_id}:alarm:${var.name}-*"]
         },
         {
           Sid      = "Sweep"

@@ -75,7 +75,7 @@ resource "aws_iam_role" "process" {
       Principal = { Service = "${local.trusted[each.key]}.amazonaws.com" }
       Condition = merge(
         { StringEquals = { "aws:SourceAccount" = var.account_id } },
-        local.trusted[each.key] == "lambda" ? {} : { ArnLike = { "aws:SourceArn" = [for region in local.regions : "${local.arn}:ecs:${region}:${var.account_id}:*"] } },
+        local.trusted[each.key] == "lambda" ? {} : { ArnLike = { "aws:SourceArn" = "${local.arn}:ecs:${local.place}:${var.account_id}:*" } },
       )
     }]
   })
@@ -113,7 +113,7 @@ resource "aws_iam_role" "execution" {
       Principal = { Service = "ecs-tasks.amazonaws.com" }
       Condition = {
         StringEquals = { "aws:SourceAccount" = var.account_id }
-        ArnLike      = { "aws:SourceArn" = [for region in local.regions : "${local.arn}:ecs:${region}:${var.account_id}:*"] }
+        ArnLike      = { "aws:SourceArn" = "${local.arn}:ecs:${local.place}:${var.account_id}:*" }
       }
     }]
   })
@@ -190,18 +190,16 @@ resource "aws_iam_role_policy" "infrastructure" {
         Sid      = "Targets"
         Effect   = "Allow"
         Action   = ["elasticloadbalancing:DeregisterTargets", "elasticloadbalancing:RegisterTargets"]
-        Resource = [for region in local.regions : "${local.arn}:elasticloadbalancing:${region}:${var.account_id}:targetgroup/${local.target_group_prefix}*/*"]
+        Resource = "${local.arn}:elasticloadbalancing:${local.place}:${var.account_id}:targetgroup/${local.target_group_prefix}*/*"
       },
       {
         Sid    = "Switch"
         Effect = "Allow"
         Action = ["elasticloadbalancing:ModifyListener", "elasticloadbalancing:ModifyRule"]
-        Resource = flatten([
-          for region in local.regions : [
-            for kind, depth in { listener = "*", listener-rule = "*/*" } :
-            "${local.arn}:elasticloadbalancing:${region}:${var.account_id}:${kind}/app/${local.load_balancer_name}/*/${depth}"
-          ]
-        ])
+        Resource = [
+          for kind, depth in { listener = "*", listener-rule = "*/*" } :
+          "${local.arn}:elasticloadbalancing:${local.place}:${var.account_id}:${kind}/app/${local.load_balancer_name}/*/${depth}"
+        ]
       },
     ]
   })

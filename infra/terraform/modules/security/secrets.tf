@@ -13,7 +13,7 @@ locals {
   # AWS adds a dash and six letters to a name.
   secret_arns = {
     for secret in keys(local.secrets) :
-    secret => [for region in local.regions : "${local.arn}:secretsmanager:${region}:${var.account_id}:secret:${var.name}/${secret}-??????"]
+    secret => "${local.arn}:secretsmanager:${local.place}:${var.account_id}:secret:${var.name}/${secret}-??????"
   }
 }
 

@@ -33,3 +33,60 @@ run "one_region" {
     error_message = "AWS takes at most 10,240 characters for the policy of a role."
   }
 }
+
+run "a_lease_in_one_of_the_two_regions" {
+  command = plan
+
+  variables {
+    replica_regions = ["eu-central-1"]
+    lease_region    = "eu-central-1"
+  }
+
+  expect_failures = [var.lease_region]
+}
+
+run "a_master_key_of_one_region_for_two" {
+  command = plan
+
+  variables {
+    replica_regions         = ["eu-central-1"]
+    multi_region_master_key = false
+  }
+
+  expect_failures = [aws_kms_key.master]
+}
+
+run "keys_in_the_bucket_of_the_other_backups" {
+  command = plan
+
+  variables {
+    key_backup_bucket = "kiseki-test-backup"
+  }
+
+  expect_failures = [var.key_backup_bucket]
+}
+
+# Last: what it makes can't be taken away again.
+run "two_regions" {
+  variables {
+    replica_regions               = ["eu-central-1"]
+    lease_region                  = "eu-north-1"
+    replica_database_resource_ids = { eu-central-1 = "db-ZYXWVUTSRQPONMLKJIHGFEDCBA" }
+    operator_principals           = ["arn:aws:iam::000000000000:role/people"]
+  }
+
+  assert {
+    condition     = alltrue([for process, policy in output.policies : length(policy) <= 10240])
+    error_message = "AWS takes at most 10,240 characters for the policy of a role."
+  }
+
+  assert {
+    condition     = output.master_key_urls["eu-central-1"] == "aws-kms://alias/kiseki-test-master?region=eu-central-1"
+    error_message = "The processes of each region use the copy of the master key there."
+  }
+
+  assert {
+    condition     = strcontains(output.policies["command-api"], "kiseki-test-leases")
+    error_message = "With two regions the command API holds the lease."
+  }
+}
