@@ -40,6 +40,25 @@ ACCOUNT: Final = "000000000000"
 NAME: Final = "kiseki-test"
 _ROOT: Final = Path(__file__).parents[2]
 _SECONDS: Final = 90
+_ALIASES: Final = (f"alias/{NAME}-data", f"alias/{NAME}-master")
+_BY_ARN: Final = frozenset(
+    f"dynamodb:{operation}"
+    for operation in (
+        "DeleteBackup",
+        "DeleteResourcePolicy",
+        "DescribeBackup",
+        "DescribeStream",
+        "GetRecords",
+        "GetResourcePolicy",
+        "GetShardIterator",
+        "ListTagsOfResource",
+        "PutResourcePolicy",
+        "RestoreTableFromBackup",
+        "RestoreTableToPointInTime",
+        "TagResource",
+    )
+)
+"""What names no table, or another thing besides."""
 _DATABASES: Final = {"kiseki": "kiseki", "kiseki_audit": "audit", "kiseki_anchors": "anchors"}
 """By user: what each of them owns."""
 
@@ -92,9 +111,8 @@ class AwsAccount:
             aws_session_token=given["SessionToken"],
         )
 
-    def give_role(self, process: str, document: Mapping[str, Any], emulated: Mapping[str, Any] | None = None) -> Caller:
-        """The process has a role with this policy from now on, and credentials of it; `emulated` is what the emulator
-        judges by, where that does not know everything in it."""
+    def give_role(self, process: str, document: Mapping[str, Any]) -> Caller:
+        """The process has a role with this policy from now on, and credentials of it."""
         iam, name = self.client("iam"), f"{NAME}-{process}"
         trust = {
             "Version": "2012-10-17",
@@ -106,13 +124,42 @@ class AwsAccount:
             iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))
         except iam.exceptions.EntityAlreadyExistsException:
             pass
-        iam.put_role_policy(RoleName=name, PolicyName="policy", PolicyDocument=json.dumps(emulated or document))
+        self.put_policy(process, document)
         role = f"arn:aws:iam::{ACCOUNT}:role/{name}"
         given = self.client("sts").assume_role(RoleArn=role, RoleSessionName=process)["Credentials"]
         caller = Caller(process, role, Policy(document), given)
         self._callers[process] = caller
         self.gate.admit(caller)
         return caller
+
+    def put_policy(self, process: str, document: Mapping[str, Any]) -> None:
+        """What the emulator judges the role by; the gate is told by `admit`."""
+        text = json.dumps(self._as_far_as_emulated(document))
+        self.client("iam").put_role_policy(RoleName=f"{NAME}-{process}", PolicyName="policy", PolicyDocument=text)
+
+    def _as_far_as_emulated(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The emulator has no values for conditions on KMS's requests and would refuse all, takes an alias for the
+        resource where AWS takes the key, and knows the resource of a request to DynamoDB by its table's name alone."""
+        aliases = {arn: f"arn:aws:kms:{REGION}:{ACCOUNT}:{name}" for name, arn in self._arns.items() if name in _ALIASES}
+        statements = []
+        for statement in document["Statement"]:
+            given = statement["Resource"]
+            resources = [given] if isinstance(given, str) else given
+            conditions = {
+                operator: {key: value for key, value in keys.items() if not key.startswith("kms:")}
+                for operator, keys in statement.get("Condition", {}).items()
+            }
+            statements.append(
+                {
+                    **statement,
+                    "Resource": [*resources, *(aliases[each] for each in resources if each in aliases)],
+                    "Condition": {operator: keys for operator, keys in conditions.items() if keys},
+                }
+            )
+            unnamed = [each for each in statement["Action"] if each in _BY_ARN]
+            if unnamed and statement["Effect"] == "Allow":
+                statements.append({"Effect": "Allow", "Action": unnamed, "Resource": "*"})
+        return {**document, "Statement": statements}
 
     def through_the_gate(self, service: str, process: str) -> Any:
         """A client with the credentials of a process."""
