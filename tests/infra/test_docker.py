@@ -141,6 +141,11 @@ def test_services_are_waited_for_as_they_can_be(services: Mapping[str, dict[str,
                 assert how["condition"] == "service_completed_successfully"
                 assert services[other].get("restart", "no") == "no"
     assert services["postgres"]["healthcheck"]["test"][0] == "CMD"
+    # `up --wait` takes the end of a service for a failure, unless one that goes on has waited for it.
+    ending = {name for name, service in services.items() if service.get("restart", "no") == "no"}
+    waited = {other for name in services.keys() - ending for other in services[name].get("depends_on", {})}
+    assert ending == {"secrets", "migrate"}
+    assert ending <= waited
 
 
 def test_volumes_are_declared_and_secrets_are_written_by_one_service_alone(

@@ -749,7 +749,7 @@ Limits = Annotated[
         help="Connections that PostgreSQL takes: max_connections, or the class of an RDS instance.",
     ),
 ]
-Cpu = Annotated[float, typer.Option(min=10, max=95, help="Percent of CPU that is aimed at.")]
+Cpu = Annotated[float, typer.Option(min=20, max=90, help="Percent of CPU that is aimed at.")]
 ScaleOut = Annotated[int, typer.Option(min=0, max=3_600, help="Seconds between two steps up.")]
 ScaleIn = Annotated[int, typer.Option(min=0, max=3_600, help="Seconds between two steps down.")]
 Surge = Annotated[float, typer.Option(min=1, max=3, help="Times the tasks while a release is deployed.")]
