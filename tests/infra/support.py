@@ -54,7 +54,8 @@ def folders() -> list[Path]:
 def with_tests() -> list[Path]:
     """Every folder with tests of its own, and those that must have some."""
     composed = [TERRAFORM / "system", *(TERRAFORM / "environments").glob("*/")]
-    having = {path.parent.parent for path in TERRAFORM.rglob("*.tftest.hcl") if ".terraform" not in path.parts}
+    # tests/refused/ is of tests that have to fail.
+    having = {path.parent.parent for path in TERRAFORM.rglob("tests/*.tftest.hcl") if ".terraform" not in path.parts}
     return sorted(having | {folder for folder in composed if folder.is_dir()})
 
 
