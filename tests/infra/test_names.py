@@ -253,6 +253,21 @@ def test_a_host_name_is_one_that_the_balancer_forwards(plan: Planned, written: P
     assert told == forwarded
 
 
+def test_the_database_takes_the_connections_of_all_tasks(plan: Planned, written: Path) -> None:
+    scaling = plan.system["scaling"]
+    tasks = [f"--tasks={kind}={one['minimum']}-{one['maximum']}" for kind, one in scaling.items() if kind != "lambda"]
+    (journal,) = (one for one in plan.of("aws_dynamodb_table") if one.index == "journal")
+    writes = journal.values["on_demand_throughput"][0]["max_write_request_units"]
+    command = [
+        *(sys.executable, "-m", "kiseki", "scale", "plan", *tasks, f"--tasks=lambda={scaling['lambda']['maximum']}"),
+        *(f"--config={written / 'updater.toml'}", f"--limit={plan.system['database']['limit']}"),
+        *(f"--write-maximum={writes}", "--commands=100", "--commands-per-task=100"),
+    ]
+    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("it fits\n")
+
+
 # Databases, secrets, metrics
 
 

@@ -222,21 +222,22 @@ module "compute" {
 module "updater" {
   source = "../modules/updater"
 
-  name               = local.name
-  tags               = local.tags
-  function_name      = local.function_name
-  artefact_bucket    = "${local.name}-artefacts-${var.account_id}"
-  failure_bucket     = local.failure_bucket
-  access_log_bucket  = module.backup.access_log_bucket_name
-  package            = local.package
-  role_arn           = module.security.role_arns["updater-function"]
-  environment        = local.settings["updater-function"]
-  subnet_ids         = module.network.private_subnet_ids
-  security_group_ids = [module.compute.security_group_ids["updater-function"]]
-  kms_key_arn        = module.security.data_key_arn
-  stream_arn         = module.journal.stream_arn
-  log_group_name     = module.security.log_group_names["updater-function"]
-  log_retention_days = var.log_days
+  name                 = local.name
+  tags                 = local.tags
+  function_name        = local.function_name
+  artefact_bucket      = "${local.name}-artefacts-${var.account_id}"
+  failure_bucket       = local.failure_bucket
+  access_log_bucket    = module.backup.access_log_bucket_name
+  package              = local.package
+  role_arn             = module.security.role_arns["updater-function"]
+  environment          = local.settings["updater-function"]
+  subnet_ids           = module.network.private_subnet_ids
+  security_group_ids   = [module.compute.security_group_ids["updater-function"]]
+  kms_key_arn          = module.security.data_key_arn
+  stream_arn           = module.journal.stream_arn
+  log_group_name       = module.security.log_group_names["updater-function"]
+  reserved_concurrency = var.function_concurrency
+  log_retention_days   = var.log_days
 }
 
 module "observability" {

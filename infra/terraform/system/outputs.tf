@@ -88,18 +88,21 @@ output "tables" {
 }
 
 output "scaling" {
-  description = "How many tasks each service may have, for `kiseki scale plan`."
-  value       = module.compute.tasks
+  description = "How many tasks each service may have, and how many environments the function (lambda), for `kiseki scale plan --tasks`."
+  value = merge(module.compute.tasks, {
+    lambda = { minimum = 0, maximum = module.updater.reserved_concurrency }
+  })
 }
 
 output "function" {
-  description = "The Lambda updater: its name, its alias, its mapping, the bucket of its packages, and that of records which it gave up."
+  description = "The Lambda updater: its name, its alias, its mapping, the bucket of its packages, that of records which it gave up, and the alarms that bring back its last version."
   value = {
     name         = module.updater.function_name
     alias        = module.updater.alias_name
     mapping_uuid = module.updater.mapping_uuid
     artefacts    = module.updater.artefact_bucket
     failures     = module.updater.failure_bucket
+    alarms       = module.observability.function_alarm_names
   }
 }
 

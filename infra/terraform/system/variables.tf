@@ -172,6 +172,12 @@ variable "package" {
   default = null
 }
 
+variable "function_concurrency" {
+  description = "Environments of the Lambda updater at a time, at most; the account keeps as many for it. Each opens connections to the database."
+  type        = number
+  default     = 20
+}
+
 variable "database" {
   description = "PostgreSQL of the read models and the audit log: class, standby, storage at first and at most (GiB), the largest number of connections (null: by the class), and the days that RDS can go back, 7 at most."
   type = object({

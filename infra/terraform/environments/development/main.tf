@@ -44,9 +44,10 @@ module "system" {
   spot          = ["command-api", "query-api", "updater"]
   deployment    = { strategy = "BLUE_GREEN", bake_minutes = 0 }
 
-  database   = { class = "db.t4g.small", multi_az = false, storage = 20, storage_most = 50, backup_days = 1 }
-  rate_store = { node_type = "cache.t4g.micro", nodes = 1 }
-  capacity   = { reads = 1000, writes = 500 }
-  backup     = { days = 7, lock = "none" }
-  log_days   = 30
+  database             = { class = "db.t4g.small", multi_az = false, storage = 20, storage_most = 50, backup_days = 1 }
+  function_concurrency = 5
+  rate_store           = { node_type = "cache.t4g.micro", nodes = 1 }
+  capacity             = { reads = 1000, writes = 500 }
+  backup               = { days = 7, lock = "none" }
+  log_days             = 30
 }

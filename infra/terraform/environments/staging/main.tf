@@ -43,9 +43,10 @@ module "system" {
   updater_tasks = 2
   deployment    = { strategy = "CANARY", bake_minutes = 5 }
 
-  database   = { class = "db.t4g.medium", multi_az = true, storage = 20, storage_most = 100 }
-  rate_store = { node_type = "cache.t4g.micro", nodes = 2 }
-  capacity   = { reads = 4000, writes = 2000 }
-  backup     = { days = 7, lock = "governance" }
-  log_days   = 90
+  database             = { class = "db.t4g.medium", multi_az = true, storage = 20, storage_most = 100 }
+  function_concurrency = 10
+  rate_store           = { node_type = "cache.t4g.micro", nodes = 2 }
+  capacity             = { reads = 4000, writes = 2000 }
+  backup               = { days = 7, lock = "governance" }
+  log_days             = 90
 }
