@@ -1,4 +1,4 @@
-"""`Gatekeeper`: a proxy over TLS before the emulator that notes who calls what, and refuses what a policy does not allow.
+"""`Gatekeeper`: a proxy over TLS before the emulator. It notes who calls what, and refuses what no policy allows.
 
 It judges by `roles_policies` what `roles_requests` reads out of each request, so that resources, indexes, encryption
 contexts and the use of the customer's KMS key count, also where the emulator leaves them out. Also an endpoint of

@@ -22,6 +22,8 @@ class Rendered(NamedTuple):
 
     policies: Mapping[str, Mapping[str, Any]]
     key_policies: Mapping[str, Mapping[str, Any]]
+    trust: Mapping[str, Mapping[str, Any]]
+    """Who may take a role, by its name."""
 
     def about(self, *, data_key: str, master_key: str) -> Rendered:
         """The same for other keys."""
@@ -30,20 +32,23 @@ class Rendered(NamedTuple):
             text = json.dumps(documents).replace(DATA_KEY, data_key).replace(MASTER_KEY, master_key)
             return dict(json.loads(text))
 
-        return Rendered(named(self.policies), named(self.key_policies))
+        return Rendered(named(self.policies), named(self.key_policies), self.trust)
 
 
 def rendered() -> Rendered:
     """Runs Terraform."""
-    said = tools(
-        "test", TERRAFORM / "modules" / "security", "-filter=tests/policies.tftest.hcl", "-json", "-verbose"
-    )
+    said = tools("test", TERRAFORM / "modules" / "security", "-filter=tests/policies.tftest.hcl", "-json", "-verbose")
     assert said.code == 0, said.text
     for line in said.output.splitlines():
         told = json.loads(line)
         if told["type"] == "test_state" and told["@testrun"] == _RUN:
-            outputs = told["test_state"]["outputs"]
-            return Rendered(*(_read(outputs[name]["value"]) for name in ("policies", "key_policies")))
+            outputs, resources = told["test_state"]["outputs"], told["test_state"]["root_module"]["resources"]
+            roles = [each["values"] for each in resources if each["type"] == "aws_iam_role"]
+            return Rendered(
+                _read(outputs["policies"]["value"]),
+                _read(outputs["key_policies"]["value"]),
+                _read({role["name"]: role["assume_role_policy"] for role in roles}),
+            )
     raise AssertionError(f"Terraform showed no state of the run {_RUN}")
 
 

@@ -35,8 +35,7 @@ _ITEMS: Final = frozenset(
     {"GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "DeleteItem", "ConditionCheckItem"}
 )
 _HASH_KEYS: Final = {
-    spec.name: spec.hash_key.name
-    for spec in (*TABLES, KEYS_TABLE, REVOCATIONS_TABLE, ERASURES_TABLE, OPERATIONS_TABLE)
+    spec.name: spec.hash_key.name for spec in (*TABLES, KEYS_TABLE, REVOCATIONS_TABLE, ERASURES_TABLE, OPERATIONS_TABLE)
 }
 _OF_STREAMS: Final = frozenset({"GetRecords"})
 
@@ -211,7 +210,7 @@ def _s3(request: Request, region: str, account: Account) -> list[Needed]:
         listing = {"s3:prefix": query.get("prefix", [""])}
         if request.method == "POST" and "delete" in query:
             keys = re.findall(rb"<Object>(.*?)</Object>", request.body, re.DOTALL)
-            return [_deleted(arn, each.decode()) for each in keys]
+            return [need for each in keys for need in _deleted(arn, each.decode())]
         if "versions" in query:
             return [Needed("s3:ListBucketVersions", arn, listing)]
         if "uploads" in query:
@@ -232,8 +231,8 @@ def _s3(request: Request, region: str, account: Account) -> list[Needed]:
     return [Needed("s3:GetObject", item, {}), _by_service("Decrypt", encryption, account, context)]
 
 
-def _deleted(bucket: str, item: str) -> Needed:
+def _deleted(bucket: str, item: str) -> list[Needed]:
     found = re.search(r"<Key>(.*?)</Key>", item, re.DOTALL)
     assert found is not None
-    action = "s3:DeleteObjectVersion" if "<VersionId>" in item else "s3:DeleteObject"
-    return Needed(action, f"{bucket}/{found[1]}", {})
+    actions = ["s3:DeleteObject", *(["s3:DeleteObjectVersion"] if "<VersionId>" in item else [])]
+    return [Needed(action, f"{bucket}/{found[1]}", {}) for action in actions]

@@ -9,7 +9,7 @@ import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -81,6 +81,9 @@ class AwsAccount:
             self.client("s3").create_bucket(
                 Bucket=f"{NAME}-{bucket}", CreateBucketConfiguration={"LocationConstraint": REGION}
             )
+            self.client("s3").put_bucket_versioning(
+                Bucket=f"{NAME}-{bucket}", VersioningConfiguration={"Status": "Enabled"}
+            )
         for user, database in _DATABASES.items():
             postgres.sql(f"CREATE ROLE {user} LOGIN" if user != "kiseki" else "SELECT 1")
             postgres.sql(f"CREATE DATABASE {database} OWNER {user}")
@@ -132,15 +135,50 @@ class AwsAccount:
         self.gate.admit(caller)
         return caller
 
+    def credentials(self, process: str) -> Mapping[str, Any]:
+        """As STS gave them."""
+        return self._callers[process].credentials
+
+    def judge_at_the_gate(self, process: str) -> Callable[[Mapping[str, Any]], None]:
+        """Gives the gate another policy for the process, and the emulator none."""
+        return lambda document: self.gate.admit(self._callers[process]._replace(policy=Policy(document)))
+
     def put_policy(self, process: str, document: Mapping[str, Any]) -> None:
         """What the emulator judges the role by; the gate is told by `admit`."""
         text = json.dumps(self._as_far_as_emulated(document))
         self.client("iam").put_role_policy(RoleName=f"{NAME}-{process}", PolicyName="policy", PolicyDocument=text)
 
+    def leave_remains(self) -> None:
+        """What a proof, a backup and a restore leave behind that were killed long ago."""
+        database, table = self.client("dynamodb"), f"{NAME}-journal"
+        for run in ("verify-20260101T000000Z-aaaaaa", "r20260101T000000Z-bbbbbb", "backup-20260101T000000Z-cccccc"):
+            database.put_item(
+                TableName=f"{NAME}-operations",
+                Item={"name": {"S": f"run#{run}"}, "renewed-at": {"S": "2026-01-01T00:00:00+00:00"}},
+            )
+            if run.startswith("backup"):
+                database.create_backup(TableName=table, BackupName=run)
+                continue
+            spec = next(each for each in TABLES if each.name == "journal")
+            database.create_table(**{**_creation(spec), "TableName": f"{NAME}-{run}-journal"})
+            if run.startswith("r"):
+                fence = {
+                    "Sid": f"KisekiFence{run.replace('-', '')}",
+                    "Effect": "Deny",
+                    "Principal": "*",
+                    "Action": "dynamodb:PutItem",
+                    "Resource": "*",
+                }
+                arn = database.describe_table(TableName=table)["Table"]["TableArn"]
+                policy = {"Version": "2012-10-17", "Statement": [fence]}
+                database.put_resource_policy(ResourceArn=arn, Policy=json.dumps(policy))
+
     def _as_far_as_emulated(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """The emulator has no values for conditions on KMS's requests and would refuse all, takes an alias for the
         resource where AWS takes the key, and knows the resource of a request to DynamoDB by its table's name alone."""
-        aliases = {arn: f"arn:aws:kms:{REGION}:{ACCOUNT}:{name}" for name, arn in self._arns.items() if name in _ALIASES}
+        aliases = {
+            arn: f"arn:aws:kms:{REGION}:{ACCOUNT}:{name}" for name, arn in self._arns.items() if name in _ALIASES
+        }
         statements = []
         for statement in document["Statement"]:
             given = statement["Resource"]
@@ -227,8 +265,9 @@ class AwsAccount:
         """A process that serves, not yet started."""
         return Service(self.directory / process, kind=process, environment=self.environment(process))
 
-    def run(self, process: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A one-off task with the role of a process."""
+    def run(self, process: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """A one-off task with the role of a process, and with these settings besides."""
+        more = {f"KISEKI_{name}": value for name, value in settings.items()}
         return subprocess.run(
             [sys.executable, "-m", "kiseki", *arguments],
             capture_output=True,
@@ -236,7 +275,7 @@ class AwsAccount:
             timeout=_SECONDS,
             check=False,
             cwd=_ROOT,
-            env=clean_environment(self.environment(process)),
+            env=clean_environment({**self.environment(process), **more}),
         )
 
     def function(self) -> LambdaRuntime:
@@ -284,7 +323,24 @@ class AwsAccount:
         """As the infrastructure of the release before has them: without an index and a time to live of this one."""
         database = self.client("dynamodb")
         for spec in (*TABLES, KEYS_TABLE, REVOCATIONS_TABLE, ERASURES_TABLE, OPERATIONS_TABLE):
-            database.create_table(**_creation(spec))
+            database.create_table(
+                **_creation(spec),
+                SSESpecification={"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": self.data_key},
+                OnDemandThroughput={"MaxReadRequestUnits": 10_000, "MaxWriteRequestUnits": 5_000},
+                DeletionProtectionEnabled=True,
+                Tags=[{"Key": "Name", "Value": f"{NAME}-{spec.name}"}],
+            )
+            self.client("cloudwatch").put_metric_alarm(
+                AlarmName=f"{NAME}-{spec.name}-throttles",
+                Namespace="AWS/DynamoDB",
+                MetricName="WriteThrottleEvents",
+                Dimensions=[{"Name": "TableName", "Value": f"{NAME}-{spec.name}"}],
+                Statistic="Sum",
+                Period=60,
+                EvaluationPeriods=1,
+                Threshold=1.0,
+                ComparisonOperator="GreaterThanOrEqualToThreshold",
+            )
 
 
 def _creation(spec: TableSpec) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -55,39 +57,77 @@ class Story:
     def everything(self) -> None:
         """All of it, in order."""
         self.task("migrate", "migrate")
-        self.serve(*_SERVING)
+        self.first("query-api")
+        self.serve("command-api", "updater")
+        asyncio.run(self.ready("query-api"))
         asyncio.run(self.people())
-        self.task("operator", "token", "revoke", "--subject", "somebody")
+        with ThreadPoolExecutor() as together:
+            revoking = together.submit(self.task, "operator", "token", "revoke", "--subject", "somebody")
+            self.stop("updater")
+            asyncio.run(self.by_the_function())
+            asyncio.run(self.half_erased(partial(self.task, "operator", "erasure", "replay")))
+            revoking.result()
         asyncio.run(self.revoked())
-        self.stop("updater")
-        asyncio.run(self.by_the_function())
         self.task("backup", "backup", "create")
-        self.task("backup", "backup", "prune")
-        # 1: there was no drill.
-        self.task("backup", "dr", "status", "--embedded-metrics", code=1)
-        asyncio.run(self.lost())
+        self.account.leave_remains()
+        with ThreadPoolExecutor() as together:
+            # 1: there was no drill.
+            asked = together.submit(self.task, "backup", "dr", "status", "--embedded-metrics", code=1)
+            asyncio.run(self.lost())
+            asked.result()
         self.stop("command-api", "query-api")
         self.task("operator", *_RESTORE, "--part", "journal")
         self.task("operator", *_RESTORE, "--part", "keys")
-        self.task("operator", "keys", "rotate")
+        with ThreadPoolExecutor() as together:
+            release = together.submit(self.task, "migrate", "migrate")
+            self.task("operator", "keys", "rotate")
+            release.result()
         self.serve(*_SERVING)
-        asyncio.run(self.people())
-        self.stop("updater")
-        asyncio.run(self.by_the_function())
+        with ThreadPoolExecutor() as together:
+            # 1: there is no copy of keys left.
+            pruned = together.submit(self.task, "backup", "backup", "prune", code=1, BACKUP_PRIVATE_DAYS="0.00001")
+            asyncio.run(self.people())
+            self.stop("updater")
+            asyncio.run(self.by_the_function())
+            pruned.result()
         self.stop("command-api", "query-api")
 
-    def task(self, process: str, *arguments: str, code: int = 0) -> None:
+    def task(self, process: str, *arguments: str, code: int = 0, **settings: str) -> None:
         """A one-off task that ends as it should."""
-        done = self.account.run(process, *arguments)
+        done = self.account.run(process, *arguments, **settings)
         assert done.returncode == code, f"{process}: {done.stdout[-2_000:]}{done.stderr[-2_000:]}"
+
+    def start(self, process: str) -> None:
+        """Without waiting."""
+        self.running[process] = self.account.service(process)
+        self.running[process].start()
+
+    def first(self, process: str) -> None:
+        """Starts it, and waits until it has noted how far erasures are in force: who is first does."""
+        self.start(process)
+        deadline = time.monotonic() + 30
+        while not self._noted(process):
+            assert time.monotonic() < deadline, self.running[process].log.read_text()[-3_000:]
+            time.sleep(0.05)
 
     def serve(self, *processes: str) -> None:
         """Starts them and waits until they are ready."""
         for process in processes:
-            self.running[process] = self.account.service(process)
-            self.running[process].start()
+            self.start(process)
         for process in processes:
-            asyncio.run(self.running[process].ready())
+            asyncio.run(self.ready(process))
+
+    async def ready(self, process: str) -> None:
+        """Waits until it is."""
+        await self.running[process].ready()
+
+    def _noted(self, process: str) -> bool:
+        return any(
+            call.process == process
+            and call.needed.action == "dynamodb:PutItem"
+            and call.needed.resource.endswith("-erasures")
+            for call in list(self.account.gate.calls)
+        )
 
     def stop(self, *processes: str) -> None:
         """As a release does."""
@@ -135,7 +175,7 @@ class Story:
     async def by_the_function(self) -> None:
         """What the function alone brings to the read models."""
         ivan = await self.send(CREATE, firstName="Ivan", lastName="Holm", emailAddress=_mail("ivan"))
-        self.deliver()
+        self.deliver(damaged=True)
         await self.until(ivan, {"firstName": "Ivan", "lastName": "Holm"})
         await self.send(ERASE, userAccountId=ivan)
         self.deliver()
@@ -146,8 +186,9 @@ class Story:
         """Somebody whom the backup does not know."""
         await self.send(CREATE, firstName="Lena", lastName="Moor", emailAddress=_mail("lena"))
 
-    def deliver(self) -> None:
-        """Gives the function what is new in the stream, as its event source mapping does: with the function's role."""
+    def deliver(self, *, damaged: bool = False) -> None:
+        """Gives the function what is new in the stream, as its event source mapping does: with the function's role.
+        What is `damaged` can't be read out of the stream any more."""
         streams = self.account.through_the_gate("dynamodbstreams", "updater-function")
         arn = self.account.journal_stream()
         delivered = self._read.setdefault(arn, set())
@@ -159,6 +200,9 @@ class Story:
             found = streams.get_records(ShardIterator=iterator)["Records"]
             records += [each for each in found if each["dynamodb"]["SequenceNumber"] not in delivered]
         delivered |= {each["dynamodb"]["SequenceNumber"] for each in records}
+        if damaged:
+            for record in records:
+                record["dynamodb"]["NewImage"] = record["dynamodb"]["Keys"]
         event = {
             "Records": [{**each, "eventSourceARN": arn} for each in json.loads(json.dumps(records, default=_plain))]
         }

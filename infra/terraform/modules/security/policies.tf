@@ -13,8 +13,10 @@ locals {
   # The roles are those of all regions, and AWS limits how long a policy may be. The names are ours in each of them.
   place = length(var.replica_regions) == 0 ? var.region : "*"
 
-  all             = "${local.arn}:dynamodb:${local.place}:${var.account_id}:table"
-  tables          = { for table in local.table_names : table => [for prefix in local.table_prefixes[table] : "${local.all}/${prefix}-${table}"] }
+  all    = "${local.arn}:dynamodb:${local.place}:${var.account_id}:table"
+  tables = { for table in local.table_names : table => [for prefix in local.table_prefixes[table] : "${local.all}/${prefix}-${table}"] }
+  # The tables of the infrastructure alone.
+  first           = { for table in local.table_names : table => ["${local.all}/${var.name}-${table}"] }
   streams         = [for table in local.tables.journal : "${table}/stream/*"]
   by_slice        = [for table in local.tables.journal : "${table}/index/by-slice"]
   proving_tables  = ["${local.all}/${local.proved}-*"]
@@ -76,15 +78,13 @@ locals {
   }
   # Readiness proves that the journal takes writes, on a key that is no stream's; the journal knows its key store by a
   # claim that whoever opens both compares by writing it again.
-  may_prove_writes = [
-    {
-      Sid       = "ProveWrites"
-      Effect    = "Allow"
-      Action    = ["dynamodb:PutItem"]
-      Resource  = concat(local.tables.journal, local.tables.claims)
-      Condition = { "ForAllValues:StringEquals" = { "dynamodb:LeadingKeys" = ["mark#writable"] } }
-    },
-  ]
+  may_prove_writes = {
+    Sid       = "ProveWrites"
+    Effect    = "Allow"
+    Action    = ["dynamodb:PutItem"]
+    Resource  = local.tables.claims
+    Condition = { "ForAllValues:StringEquals" = { "dynamodb:LeadingKeys" = ["mark#writable"] } }
+  }
   may_bind = {
     Sid       = "BindKeyStore"
     Effect    = "Allow"
@@ -156,19 +156,11 @@ locals {
     } if length(some) > 0
   ]
   # Restores and their proofs: AWS writes the items of a restored table with the rights of who restores.
-  may_fill = {
-    for kind, tables in { proving = local.proving_tables, restored = local.restored_tables } : kind => {
-      Sid                         = kind == "proving" ? "TablesOfProofs" : "RestoredTables"
-      Effect                      = "Allow"
-      Action = [
-        "dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DeleteItem", "dynamodb:DeleteTable",
-        "dynamodb:DescribeContinuousBackups", "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:PutItem",
-        "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateContinuousBackups", "dynamodb:UpdateItem",
-        "dynamodb:UpdateTable",
-      ]
-      Resource = tables
-    }
-  }
+  filling = [
+    "dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DeleteItem", "dynamodb:DeleteTable",
+    "dynamodb:DescribeContinuousBackups", "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:PutItem",
+    "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem", "dynamodb:UpdateTable",
+  ]
   may_read_backups = [
     for some in [local.backup_buckets] : {
       Sid      = "ListBackups"
@@ -274,12 +266,18 @@ locals {
           Resource  = local.tables.erasures
           Condition = { "ForAllValues:StringEquals" = { "dynamodb:LeadingKeys" = ["mark"] } }
         },
+        local.may_prove_writes,
+        {
+          Sid       = "ProveCommits"
+          Effect    = "Allow"
+          Action    = ["dynamodb:PutItem"]
+          Resource  = local.tables.journal
+          Condition = local.may_prove_writes.Condition
+        },
         local.may_wrap,
         local.may_decrypt_for["stores-and-secrets"],
         local.may_read_secrets["apis"],
       ],
-      local.may_prove_writes,
-      local.may_hold_the_lease,
       local.may_connect["query-api"],
     )
 
@@ -305,9 +303,11 @@ locals {
         {
           Sid      = "Claims"
           Effect   = "Allow"
-          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem"]
+          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem"]
           Resource = local.tables.claims
         },
+        local.may_bind,
+        local.may_prove_writes,
         {
           Sid      = "Snapshots"
           Effect   = "Allow"
@@ -421,7 +421,6 @@ locals {
         } if length(some) > 0
       ],
       [for some in [local.failure_buckets] : local.may_encrypt_objects if length(some) > 0],
-      local.may_hold_the_lease,
       local.may_connect["updater-function"],
     )
 
@@ -481,7 +480,7 @@ locals {
         for some in [local.leases] : {
           Sid      = "Lease"
           Effect   = "Allow"
-          Action   = ["dynamodb:DescribeTable", "dynamodb:GetItem"]
+          Action   = ["dynamodb:DescribeTable"]
           Resource = some
         } if length(some) > 0
       ],
@@ -544,12 +543,11 @@ locals {
           Action   = ["dynamodb:DeleteBackup", "dynamodb:DescribeBackup", "dynamodb:RestoreTableFromBackup"]
           Resource = local.backups_of_tables
         },
-        local.may_fill["proving"],
         {
-          Sid      = "IndexesOfProofs"
+          Sid      = "TablesOfProofs"
           Effect   = "Allow"
-          Action   = ["dynamodb:Query"]
-          Resource = [for table in local.proving_tables : "${table}/index/by-slice"]
+          Action   = local.filling
+          Resource = local.proving_tables
         },
         {
           Sid      = "FollowTheJournal"
@@ -592,7 +590,7 @@ locals {
         for some in [local.objects_of_backups] : {
           Sid      = "WriteBackups"
           Effect   = "Allow"
-          Action   = ["s3:AbortMultipartUpload", "s3:DeleteObjectVersion", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject"]
+          Action   = ["s3:AbortMultipartUpload", "s3:DeleteObject", "s3:DeleteObjectVersion", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject"]
           Resource = some
         } if length(some) > 0
       ],
@@ -600,8 +598,8 @@ locals {
       local.may_connect["backup"],
     )
 
-    # People run one-off tasks with it: restore, erase again, rotate keys, revoke tokens. It makes no backups, and takes
-    # none away.
+    # People run one-off tasks with it: restore, erase again, rotate keys, revoke tokens. Backups it takes away only when
+    # who made them died before noting them; AWS can't tell those from others.
     operator = concat(
       [
         {
@@ -613,14 +611,14 @@ locals {
         {
           Sid      = "ListTables"
           Effect   = "Allow"
-          Action   = ["dynamodb:ListTables"]
+          Action   = ["dynamodb:ListBackups", "dynamodb:ListTables"]
           Resource = ["*"]
         },
         {
           Sid      = "DescribeTables"
           Effect   = "Allow"
           Action   = ["dynamodb:DescribeTable"]
-          Resource = local.described_tables
+          Resource = flatten([for table in ["claims", "journal", "keys", "revocations", "snapshots"] : local.first[table]])
         },
         {
           Sid      = "Fence"
@@ -631,24 +629,32 @@ locals {
         {
           Sid      = "Restore"
           Effect   = "Allow"
-          Action   = ["dynamodb:DescribeBackup", "dynamodb:RestoreTableFromBackup"]
+          Action   = ["dynamodb:DeleteBackup", "dynamodb:DescribeBackup", "dynamodb:RestoreTableFromBackup"]
           Resource = local.backups_of_tables
         },
         {
           Sid      = "RestoreToASecond"
           Effect   = "Allow"
-          Action   = ["dynamodb:DescribeContinuousBackups", "dynamodb:RestoreTableToPointInTime"]
+          Action   = ["dynamodb:RestoreTableToPointInTime"]
           Resource = local.backed_up_tables
         },
-        local.may_fill["restored"],
         {
-          Sid    = "FinishRestoredTables"
-          Effect = "Allow"
-          Action = [
-            "dynamodb:CreateTable", "dynamodb:DescribeTimeToLive", "dynamodb:PutResourcePolicy", "dynamodb:TagResource",
-            "dynamodb:UpdateTimeToLive",
-          ]
+          Sid      = "RecoveryPoints"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DescribeContinuousBackups"]
+          Resource = flatten([for table in ["claims", "journal", "keys", "revocations"] : local.first[table]])
+        },
+        {
+          Sid      = "RestoredTables"
+          Effect   = "Allow"
+          Action   = concat(local.filling, ["dynamodb:CreateTable", "dynamodb:DescribeTimeToLive", "dynamodb:TagResource", "dynamodb:UpdateContinuousBackups", "dynamodb:UpdateTimeToLive"])
           Resource = local.restored_tables
+        },
+        {
+          Sid      = "RemainsOfProofs"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteTable", "dynamodb:DescribeContinuousBackups", "dynamodb:DescribeTable"]
+          Resource = local.proving_tables
         },
         {
           Sid      = "Alarms"
@@ -660,38 +666,39 @@ locals {
           Sid      = "Sweep"
           Effect   = "Allow"
           Action   = ["dynamodb:Query"]
-          Resource = local.by_slice
+          Resource = [for table in local.first.journal : "${table}/index/by-slice"]
         },
         local.may_follow,
         {
           Sid      = "Journal"
           Effect   = "Allow"
           Action   = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan"]
-          Resource = local.tables.journal
+          Resource = local.first.journal
         },
         {
           Sid      = "Claims"
           Effect   = "Allow"
-          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem"]
-          Resource = local.tables.claims
+          Action   = ["dynamodb:DeleteItem", "dynamodb:GetItem"]
+          Resource = local.first.claims
         },
+        local.may_bind,
         {
           Sid      = "Snapshots"
           Effect   = "Allow"
           Action   = ["dynamodb:DeleteItem", "dynamodb:Query"]
-          Resource = local.tables.snapshots
+          Resource = local.first.snapshots
         },
         {
           Sid      = "KeysOfPeople"
           Effect   = "Allow"
-          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan", "dynamodb:UpdateItem"]
-          Resource = local.tables.keys
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:Scan"]
+          Resource = local.first.keys
         },
         {
           Sid      = "Revocations"
           Effect   = "Allow"
           Action   = ["dynamodb:PutItem", "dynamodb:Scan"]
-          Resource = local.tables.revocations
+          Resource = local.first.revocations
         },
         {
           Sid      = "Erasures"
@@ -718,7 +725,7 @@ locals {
         for some in [local.backup_buckets] : {
           Sid      = "Locks"
           Effect   = "Allow"
-          Action   = ["s3:PutObject"]
+          Action   = ["s3:DeleteObject", "s3:DeleteObjectVersion", "s3:PutObject"]
           Resource = [for bucket in some : "${bucket}/*/.locks/*"]
         } if length(some) > 0
       ],
