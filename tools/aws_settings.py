@@ -18,6 +18,8 @@ from typing import Any, Final
 __all__ = ["NoOutputs", "main", "settings_files"]
 
 _PREFIX: Final = "KISEKI_"
+_NO_SETTING: Final = "KISEKI_APP"
+"""Tells the function which application it runs; everybody else is told by --app."""
 _PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
@@ -43,7 +45,7 @@ def _file(name: str, process: str, environment: Mapping[str, str]) -> str:
         f"# {process} of {name}, written by tools/aws_settings.py from what the infrastructure says: change it there."
     ]
     for variable in sorted(environment):
-        if variable.startswith(_PREFIX):
+        if variable.startswith(_PREFIX) and variable != _NO_SETTING:
             value = environment[variable]
             if not _PLAIN.fullmatch(value):
                 raise NoOutputs(f"{variable} of {process} has characters that are no text")

@@ -132,6 +132,17 @@ def test_the_command_of_a_task_is_one_of_the_program(plan: Planned, process: str
     assert container(plan, process)["command"][0] == process
 
 
+def test_an_application_of_ones_own_is_served_by_all(tmp_path: Path) -> None:
+    plan = planned("staging", application="kiseki.users:app")
+    for process in SERVICES:
+        assert container(plan, process)["command"] == [process, "--app", "kiseki.users:app"]
+    (function,) = plan.of("aws_lambda_function")
+    variables = function.values["environment"][0]["variables"]
+    assert variables["KISEKI_APP"] == "kiseki.users:app"
+    assert prepare(variables, tmp_path)
+    assert "app =" not in settings_files(plan.outputs)["updater-function"]
+
+
 # Tables
 
 

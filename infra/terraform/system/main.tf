@@ -190,6 +190,7 @@ module "compute" {
   tags                         = local.tags
   region                       = var.region
   image                        = var.image
+  application                  = var.application
   start_services               = var.start_services
   environment                  = local.environment
   task_role_arns               = module.security.role_arns

@@ -92,7 +92,7 @@ locals {
     })
     migrate = merge(local.stores, local.sites, local.audit)
     backup  = merge(local.stores, local.sites, local.audit, local.backups, { KISEKI_METRICS_NAMESPACE = local.name })
-    updater-function = merge(local.stores, {
+    updater-function = merge(local.stores, var.application == null ? {} : { KISEKI_APP = var.application }, {
       # The function's files are those of its package.
       KISEKI_READ_MODEL        = replace(module.read_model.urls["kiseki"], local.certificates, "/var/task/rds-global-bundle.pem")
       KISEKI_METRICS_NAMESPACE = local.name

@@ -124,6 +124,12 @@ variable "image" {
   default     = null
 }
 
+variable "application" {
+  description = "The application that the image serves, as MODULE:ATTRIBUTE; the shipped user accounts unless set."
+  type        = string
+  default     = null
+}
+
 variable "start_services" {
   description = "Whether there are services. False until the database was prepared and `kiseki migrate` has run."
   type        = bool

@@ -16,6 +16,7 @@ module "system" {
   cors_origins                = var.cors_origins
   identity                    = var.identity
   image                       = var.image
+  application                 = var.application
   start_services              = var.start_services
   package                     = var.package
   rate_store_password         = var.rate_store_password

@@ -9,10 +9,11 @@ locals {
   volumes = { data = local.data_dir }
 
   # `backup` gets its arguments from each schedule. Without any it says what there is.
+  application = var.application == null ? [] : ["--app", var.application]
   commands = {
-    command-api = ["command-api"]
-    query-api   = ["query-api"]
-    updater     = ["updater"]
+    command-api = concat(["command-api"], local.application)
+    query-api   = concat(["query-api"], local.application)
+    updater     = concat(["updater"], local.application)
     migrate     = ["migrate"]
     backup      = ["backup", "list"]
   }

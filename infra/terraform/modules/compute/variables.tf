@@ -30,6 +30,17 @@ variable "image" {
   }
 }
 
+variable "application" {
+  description = "The application that the image serves, as MODULE:ATTRIBUTE; the shipped user accounts unless set."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.application == null || can(regex("^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$", coalesce(var.application, "none")))
+    error_message = "An application is written MODULE:ATTRIBUTE, such as shop.service:application."
+  }
+}
+
 variable "start_services" {
   description = "Whether there are services. False for the first apply with an image, until `kiseki migrate` has run as a task: a service without its tables ends at once."
   type        = bool
