@@ -24,6 +24,8 @@ class Rendered(NamedTuple):
     key_policies: Mapping[str, Mapping[str, Any]]
     trust: Mapping[str, Mapping[str, Any]]
     """Who may take a role, by its name."""
+    operators: Mapping[str, Any]
+    """What people may do."""
 
     def about(self, *, data_key: str, master_key: str) -> Rendered:
         """The same for other keys."""
@@ -32,7 +34,7 @@ class Rendered(NamedTuple):
             text = json.dumps(documents).replace(DATA_KEY, data_key).replace(MASTER_KEY, master_key)
             return dict(json.loads(text))
 
-        return Rendered(named(self.policies), named(self.key_policies), self.trust)
+        return Rendered(named(self.policies), named(self.key_policies), self.trust, self.operators)
 
 
 def rendered() -> Rendered:
@@ -48,6 +50,7 @@ def rendered() -> Rendered:
                 _read(outputs["policies"]["value"]),
                 _read(outputs["key_policies"]["value"]),
                 _read({role["name"]: role["assume_role_policy"] for role in roles}),
+                json.loads(outputs["operators_policy"]["value"]),
             )
     raise AssertionError(f"Terraform showed no state of the run {_RUN}")
 

@@ -113,7 +113,7 @@ def _dynamodb(operation: str, given: Mapping[str, Any], region: str, account: Ac
     if actions & (_ITEMS | _OF_STREAMS):
         needs.append(_by_service("Decrypt", tables, account, {}))
     if actions & {"CreateTable", "RestoreTableFromBackup", "RestoreTableToPointInTime"}:
-        needs += [_by_service(each, tables, account, {}) for each in ("CreateGrant", "DescribeKey")]
+        needs += [_by_service(each, tables, account, {}) for each in _OF_NEW_TABLES]
     return needs
 
 
@@ -161,6 +161,9 @@ def _leading(table: str, given: Mapping[str, Any]) -> Context:
     ((_, value),) = key[_HASH_KEYS[table.rpartition("-")[2]]].items()
     return {"dynamodb:LeadingKeys": [value]}
 
+
+_OF_NEW_TABLES: Final = ("CreateGrant", "DescribeKey", "Encrypt", "GenerateDataKey", "ReEncryptFrom", "ReEncryptTo")
+"""What DynamoDB asks of who makes a table under a customer's key, besides decryption."""
 
 _OF_RESTORES: Final = ("BatchWriteItem", "DeleteItem", "GetItem", "PutItem", "Query", "Scan", "UpdateItem")
 """What AWS does on the new table with the rights of who restores."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,14 +28,15 @@ import pytest
 from botocore.exceptions import ClientError
 
 from kiseki.clients.aws_rds import RdsTokens
+from kiseki.operations.scaling.in_force import ACTIONS
 from tests.infra.roles_policies import Grant, Needed, Policy
 from tests.infra.roles_proxy import Call
 from tests.infra.roles_rendered import Rendered, rendered
 from tests.infra.roles_service import ACCOUNT, NAME, AwsAccount
 from tests.infra.roles_story import CREATE, Story
 from tests.servers.emulator import REGION, AwsEmulator, NoEmulator
-from tests.servers.postgres import PostgresServer
-from tests.servers.redis import RedisServer
+from tests.servers.postgres import NoPostgres, PostgresServer
+from tests.servers.redis import NoRedis, RedisServer
 
 pytestmark = pytest.mark.xdist_group("roles")
 
@@ -98,17 +100,19 @@ def made(infra_tools: None) -> Rendered:
 @pytest.fixture(scope="module")
 def world(made: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Everything has happened in it once."""
-    try:
-        emulator = AwsEmulator(auth=True)
-    except NoEmulator as problem:
-        pytest.skip(f"AWS tests need the emulator: {problem}")
     folder: Path = tmp_path_factory.mktemp("roles")
-    with (
-        emulator,
-        PostgresServer() as postgres,
-        RedisServer() as redis,
-        AwsAccount(emulator, postgres, redis, folder) as account,
-    ):
+    with ExitStack() as opened:
+        try:
+            emulator = opened.enter_context(AwsEmulator(auth=True))
+            postgres = opened.enter_context(PostgresServer())
+            redis = opened.enter_context(RedisServer())
+        except NoEmulator as problem:
+            pytest.skip(f"AWS tests need the emulator: {problem}")
+        except NoPostgres as problem:
+            pytest.skip(f"PostgreSQL tests need a server: {problem}")
+        except NoRedis as problem:
+            pytest.skip(f"Redis tests need a server: {problem}")
+        account = opened.enter_context(AwsAccount(emulator, postgres, redis, folder))
         policies = made.about(data_key=account.data_key, master_key=account.master_key)
         account.gate.key_policies = {
             account.data_key: Policy(policies.key_policies["data"]),
@@ -333,6 +337,11 @@ async def test_a_token_for_a_database_is_signed_here(world: World, monkeypatch: 
     assert token.startswith("db.example.com:5432/?Action=connect&DBUser=kiseki&")
     assert world.account.credentials("query-api")["AccessKeyId"] in token
     assert len(world.account.gate.calls) == before
+
+
+def test_people_may_look_at_what_is_in_force(made: Rendered) -> None:
+    """Whoever runs `kiseki scale show`."""
+    assert set(ACTIONS) <= {grant.action for grant in Policy(made.operators).grants()}
 
 
 def test_no_policy_is_wide(made: Rendered) -> None:

@@ -82,3 +82,8 @@ output "key_policies" {
   description = "The policy of each key of the region, as JSON."
   value       = { data = jsonencode(local.data_key_policies[var.region]), master = jsonencode(local.master_key_policy) }
 }
+
+output "operators_policy" {
+  description = "The policy of the role that people take, as JSON."
+  value       = jsonencode(local.operating)
+}

@@ -124,7 +124,7 @@ locals {
   may_encrypt_tables = {
     Sid       = "DataKeyOfTables"
     Effect    = "Allow"
-    Action    = ["kms:CreateGrant", "kms:DescribeKey"]
+    Action    = ["kms:CreateGrant", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryptTo"]
     Resource  = [for region in local.regions : local.data_keys[region]]
     Condition = { StringEquals = { "kms:ViaService" = [for region in local.regions : "dynamodb.${region}.${local.suffix}"] } }
   }

@@ -50,6 +50,22 @@ locals {
         Action   = ["ecs:DescribeServices", "ecs:UpdateService"]
         Resource = "${local.ecs}:service/${local.cluster_name}/*"
       },
+      # For `kiseki scale show`.
+      {
+        Sid    = "LookAtScaling"
+        Effect = "Allow"
+        Action = [
+          "application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies",
+          "rds:DescribeDBInstances", "rds:DescribeDBParameters",
+        ]
+        Resource = "*"
+      },
+      {
+        Sid      = "LookAtTables"
+        Effect   = "Allow"
+        Action   = ["dynamodb:DescribeTable"]
+        Resource = local.described_tables
+      },
       {
         Sid      = "ReadLogs"
         Effect   = "Allow"
