@@ -17,12 +17,14 @@ import pytest
 
 from kiseki.clients.dynamodb_generations import OPERATIONS_TABLE
 from kiseki.clients.dynamodb_tables import TableSpec
+from kiseki.clients.postgres import PostgresAddress
 from kiseki.journal.dynamodb.schema import TABLES as JOURNAL_TABLES
 from kiseki.journal.lease.dynamodb import LEASES_TABLE
 from kiseki.operations.postgres.roles import wanted_databases
 from kiseki.security.dynamodb_key_items import KEYS_TABLE
 from kiseki.security.erasure.dynamodb_ledger import ERASURES_TABLE
 from kiseki.security.identity.dynamodb_revocations import REVOCATIONS_TABLE
+from kiseki.security.secrets.reference import SecretReference
 from kiseki.service.checks import findings
 from kiseki.service.kinds import PARTS
 from kiseki.service.lambda_parts import prepare
@@ -289,6 +291,21 @@ def test_roles_may_sign_in_as_the_users_of_the_settings(plan: Planned) -> None:
         policy = plan.system["policies"][process]
         for role in wanted:
             assert f"/{role}" in policy, f"{process} may not sign in as {role}"
+
+
+def test_the_administrator_signs_in_with_the_secret_of_rds(plan: Planned) -> None:
+    asked: list[str] = []
+
+    def passwords(reference: str) -> Any:
+        asked.append(reference)
+        return object()
+
+    address = PostgresAddress.parse(plan.system["database"]["admin_url"], schema="public", passwords=passwords)
+    assert address.label == f"{plan.system['database']['host']}:5432/postgres"
+    reference = SecretReference.parse(asked[0])
+    assert reference.kind == "aws-sm"
+    assert reference.name.startswith("arn:aws:secretsmanager:")
+    assert reference.field == "password"
 
 
 def _unasked(reference: str) -> Any:

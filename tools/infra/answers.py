@@ -110,7 +110,7 @@ class Answers:
             ("aws_db_instance", "master_user_secret"): [
                 {
                     "kms_key_id": f"arn:aws:kms:{self._region}:{ACCOUNT}:key/{self._number}",
-                    "secret_arn": f"arn:aws:secretsmanager:{self._region}:{ACCOUNT}:secret:rds!db-{self._number}",
+                    "secret_arn": f"arn:aws:secretsmanager:{self._region}:{ACCOUNT}:secret:rds!db-{self._number}-AbCdEf",
                     "secret_status": "active",
                 }
             ],

@@ -72,13 +72,13 @@ output "secret_names" {
 }
 
 output "database" {
-  description = "The PostgreSQL server: its name, its instance, what `kiseki scale plan --limit` is given, and the secret of its administrator, which no process reads."
+  description = "The PostgreSQL server: its name, its instance, what `kiseki scale plan --limit` is given, and the URL of its administrator, for `kiseki database prepare --admin`."
   value = {
-    host          = module.read_model.host
-    port          = module.read_model.port
-    instance      = module.read_model.instance_id
-    limit         = module.read_model.scale_limit
-    master_secret = module.read_model.master_secret_arn
+    host      = module.read_model.host
+    port      = module.read_model.port
+    instance  = module.read_model.instance_id
+    limit     = module.read_model.scale_limit
+    admin_url = module.read_model.admin_url
   }
 }
 

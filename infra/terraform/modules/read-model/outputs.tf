@@ -18,6 +18,15 @@ output "urls" {
   }
 }
 
+output "admin_url" {
+  description = "What `kiseki database prepare --admin` is given: the master user, with a reference to the secret of RDS."
+  value = format(
+    "postgresql://%s@%s:%d/postgres?sslmode=verify-full&sslrootcert=%s&password=%s",
+    aws_db_instance.this.username, aws_db_instance.this.address, local.port, var.certificates_path,
+    urlencode("aws-sm://${one(aws_db_instance.this.master_user_secret[*].secret_arn)}?region=${var.region}#password")
+  )
+}
+
 output "roles" {
   description = "The role that owns each database, by database."
   value       = var.databases
