@@ -124,6 +124,15 @@ module "read_model" {
   deletion_protection       = var.deletion_protection
   databases                 = local.databases
   certificates_path         = local.certificates
+  replica = var.database_replica == null ? null : {
+    region             = var.recovery_region
+    kms_key_arn        = module.security.data_key_arns[var.recovery_region]
+    log_kms_key_arn    = module.security.data_key_arns[var.recovery_region]
+    subnet_ids         = var.database_replica.subnet_ids
+    security_group_ids = var.database_replica.security_group_ids
+    instance_class     = var.database_replica.class
+    multi_az           = var.database_replica.multi_az
+  }
 }
 
 module "rate_store" {
@@ -272,6 +281,7 @@ module "observability" {
     instance_id     = module.read_model.instance_id
     max_connections = var.database.max_connections
     storage_gb      = var.database.storage
+    replicas        = var.database_replica == null ? {} : { (var.recovery_region) = module.read_model.replica_instance_id }
   }
   rate_store = {
     replication_group_id = module.rate_store.replication_group_id

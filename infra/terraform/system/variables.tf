@@ -272,6 +272,22 @@ variable "lease_region" {
   default     = null
 }
 
+variable "database_replica" {
+  description = "A read replica of the database in recovery_region, in a network that is there: its isolated subnets and security groups; null for none. It only makes a failover faster: read models can always be built again."
+  type = object({
+    subnet_ids         = list(string)
+    security_group_ids = list(string)
+    class              = optional(string)
+    multi_az           = optional(bool, false)
+  })
+  default = null
+
+  validation {
+    condition     = var.database_replica == null || var.recovery_region != null
+    error_message = "A replica of the database is in recovery_region: set that too."
+  }
+}
+
 variable "operator_principals" {
   description = "ARNs of the roles and users that may run one-off tasks such as a restore."
   type        = list(string)

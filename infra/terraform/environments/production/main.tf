@@ -29,6 +29,7 @@ module "system" {
   budget_dollars              = var.budget_dollars
   recovery_region             = var.recovery_region
   lease_region                = var.lease_region
+  database_replica            = var.database_replica
 
   sizes = {
     command-api = { cpu = 1024, memory = 2048 }

@@ -146,6 +146,17 @@ variable "lease_region" {
   default     = null
 }
 
+variable "database_replica" {
+  description = "A read replica of the database in recovery_region, in a network that is there; null for none."
+  type = object({
+    subnet_ids         = list(string)
+    security_group_ids = list(string)
+    class              = optional(string)
+    multi_az           = optional(bool, false)
+  })
+  default = null
+}
+
 variable "backup_lock" {
   description = "The lock of the backup vault. governance: who has the rights can take it away. compliance: after three days nobody can, not even AWS."
   type        = string

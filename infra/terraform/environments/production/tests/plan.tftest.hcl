@@ -61,6 +61,10 @@ run "with_another_region" {
     nat             = "per-zone"
     recovery_region = "eu-west-1"
     lease_region    = "eu-north-1"
+    database_replica = {
+      subnet_ids         = ["subnet-1", "subnet-2", "subnet-3"]
+      security_group_ids = ["sg-1"]
+    }
   }
 
   assert {
