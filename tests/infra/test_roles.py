@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,8 +37,6 @@ from tests.infra.roles_story import CREATE, Story
 from tests.servers.emulator import REGION, AwsEmulator, NoEmulator
 from tests.servers.postgres import NoPostgres, PostgresServer
 from tests.servers.redis import NoRedis, RedisServer
-
-pytestmark = pytest.mark.xdist_group("roles")
 
 TABLE: Final = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{NAME}"
 PROCESSES: Final = {"backup", "command-api", "migrate", "operator", "query-api", "updater", "updater-function"}
@@ -97,10 +95,9 @@ def made(infra_tools: None) -> Rendered:
     return rendered()
 
 
-@pytest.fixture(scope="module")
-def world(made: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+@contextmanager
+def told(made: Rendered, folder: Path) -> Iterator[World]:
     """Everything has happened in it once."""
-    folder: Path = tmp_path_factory.mktemp("roles")
     with ExitStack() as opened:
         try:
             emulator = opened.enter_context(AwsEmulator(auth=True))
@@ -126,12 +123,29 @@ def world(made: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_missing(world: World) -> None:
+def test_the_service_works_with_its_roles_and_nothing_more(
+    made: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One test, since all of it needs the story, which takes most of a minute."""
+    with told(made, tmp_path) as world:
+        nothing_is_missing(world)
+        nothing_is_more(world)
+        for refused in REFUSED:
+            it_may_not(world, refused)
+        who_makes_backups_opens_nothing(world)
+        a_master_key_is_for_wrapping_alone(world)
+        for judge in ("the gate", "the emulator"):
+            an_action_less_is_missed(world, judge)
+        databases(world)
+        asyncio.run(a_token_for_a_database_is_signed_here(world, monkeypatch))
+
+
+def nothing_is_missing(world: World) -> None:
     assert {call.process for call in world.story} == PROCESSES
     assert [str(call.needed) for call in world.story if not call.grants] == []
 
 
-def test_nothing_is_more(world: World) -> None:
+def nothing_is_more(world: World) -> None:
     """Each grant is one without which something of the story would have been refused."""
     needed = {(call.process, *whole(call.grants)) for call in world.story if len(whole(call.grants)) == 1}
     unneeded = [
@@ -190,47 +204,46 @@ KEY: Final = {"TableName": f"{NAME}-keys", "Item": {"subject": {"S": "UserAccoun
 SECRET: Final = {"SecretId": f"{NAME}/rate-store"}
 
 
-@pytest.mark.parametrize(
-    "refused",
-    [
-        Refused("query-api", "dynamodb", "PutItem", COMMIT),
-        Refused("query-api", "dynamodb", "PutItem", KEY),
-        Refused("query-api", "dynamodb", "PutItem", LINE),
-        Refused("query-api", "dynamodb", "PutItem", item("claims", key="idempotency#1")),
-        Refused("query-api", "dynamodb", "PutItem", item("snapshots", stream="UserAccount-1", version="1")),
-        Refused("updater-function", "dynamodb", "PutItem", COMMIT),
-        Refused("updater-function", "secretsmanager", "GetSecretValue", SECRET),
-        Refused("updater", "secretsmanager", "GetSecretValue", SECRET),
-        Refused("updater", "secretsmanager", "GetSecretValue", {"SecretId": f"{NAME}/token"}),
-        Refused("updater", "dynamodb", "PutItem", item("claims", key="claim#user.name#1")),
-        Refused("migrate", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-journal"}),
-        Refused("migrate", "dynamodb", "PutItem", COMMIT),
-        Refused("command-api", "dynamodb", "UpdateTable", {"TableName": f"{NAME}-journal"}),
-        Refused("command-api", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-journal", "Key": COMMIT["Item"]}),
-        Refused("command-api", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-keys", "Key": KEY["Item"]}),
-        Refused("command-api", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-erasures", "Key": LINE["Item"]}),
-        Refused("command-api", "dynamodb", "PutItem", IN_FORCE),
-        Refused("command-api", "dynamodb", "Scan", {"TableName": f"{NAME}-keys"}),
-        Refused("command-api", "s3", "ListObjectsV2", {"Bucket": f"{NAME}-key-backup"}),
-        Refused("backup", "dynamodb", "PutItem", COMMIT),
-        Refused("backup", "dynamodb", "PutItem", IN_FORCE),
-        Refused("backup", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-journal"}),
-        Refused("backup", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-r20260101T000000Z-aaaaaa-journal"}),
-        Refused("backup", "dynamodb", "Scan", {"TableName": f"{NAME}-erasures"}),
-        Refused("operator", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-journal"}),
-        Refused("operator", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-erasures", "Key": LINE["Item"]}),
-        Refused("operator", "s3", "PutObject", {"Bucket": f"{NAME}-backup", "Key": "service/journal/x/manifest.json"}),
-        Refused("operator", "secretsmanager", "GetSecretValue", SECRET),
-    ],
-    ids=lambda refused: f"{refused.process}-{refused.operation}",
-)
-def test_what_it_may_not_do(world: World, refused: Refused) -> None:
+REFUSED: Final = [
+    Refused("query-api", "dynamodb", "PutItem", COMMIT),
+    Refused("query-api", "dynamodb", "PutItem", KEY),
+    Refused("query-api", "dynamodb", "PutItem", LINE),
+    Refused("query-api", "dynamodb", "PutItem", item("claims", key="idempotency#1")),
+    Refused("query-api", "dynamodb", "PutItem", item("snapshots", stream="UserAccount-1", version="1")),
+    Refused("updater-function", "dynamodb", "PutItem", COMMIT),
+    Refused("updater-function", "secretsmanager", "GetSecretValue", SECRET),
+    Refused("updater", "secretsmanager", "GetSecretValue", SECRET),
+    Refused("updater", "secretsmanager", "GetSecretValue", {"SecretId": f"{NAME}/token"}),
+    Refused("updater", "dynamodb", "PutItem", item("claims", key="claim#user.name#1")),
+    Refused("migrate", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-journal"}),
+    Refused("migrate", "dynamodb", "PutItem", COMMIT),
+    Refused("command-api", "dynamodb", "UpdateTable", {"TableName": f"{NAME}-journal"}),
+    Refused("command-api", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-journal", "Key": COMMIT["Item"]}),
+    Refused("command-api", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-keys", "Key": KEY["Item"]}),
+    Refused("command-api", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-erasures", "Key": LINE["Item"]}),
+    Refused("command-api", "dynamodb", "PutItem", IN_FORCE),
+    Refused("command-api", "dynamodb", "Scan", {"TableName": f"{NAME}-keys"}),
+    Refused("command-api", "s3", "ListObjectsV2", {"Bucket": f"{NAME}-key-backup"}),
+    Refused("backup", "dynamodb", "PutItem", COMMIT),
+    Refused("backup", "dynamodb", "PutItem", IN_FORCE),
+    Refused("backup", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-journal"}),
+    Refused("backup", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-r20260101T000000Z-aaaaaa-journal"}),
+    Refused("backup", "dynamodb", "Scan", {"TableName": f"{NAME}-erasures"}),
+    Refused("operator", "dynamodb", "DeleteTable", {"TableName": f"{NAME}-journal"}),
+    Refused("operator", "dynamodb", "DeleteItem", {"TableName": f"{NAME}-erasures", "Key": LINE["Item"]}),
+    Refused("operator", "s3", "PutObject", {"Bucket": f"{NAME}-backup", "Key": "journal/journal/x/manifest.json"}),
+    Refused("operator", "secretsmanager", "GetSecretValue", SECRET),
+]
+
+
+def it_may_not(world: World, refused: Refused) -> None:
     """The emulator refuses it, and so does the gate."""
     of_the_emulator = world.account.client(refused.service, world.account.credentials(refused.process))
     of_the_gate = world.account.through_the_gate(refused.service, refused.process)
     for client in [of_the_gate] if refused in CONDITIONS else [of_the_emulator, of_the_gate]:
-        with pytest.raises(ClientError, match="AccessDenied"):
+        with pytest.raises(ClientError) as raised:
             client._make_api_call(refused.operation, dict(refused.request))
+        assert "AccessDenied" in str(raised.value), refused
 
 
 CONDITIONS: Final = [
@@ -243,7 +256,7 @@ CONDITIONS: Final = [
 """Those that only the key of an item tells from what is allowed, which the emulator does not look at."""
 
 
-def test_who_makes_backups_opens_nothing(world: World) -> None:
+def who_makes_backups_opens_nothing(world: World) -> None:
     keys = world.account.through_the_gate("kms", "command-api")
     context = {"kiseki-context": "0" * 64}
     sealed = keys.encrypt(KeyId=f"alias/{NAME}-master", Plaintext=b"secret", EncryptionContext=context)[
@@ -257,7 +270,7 @@ def test_who_makes_backups_opens_nothing(world: World) -> None:
         world.account.client("kms", world.account.credentials("backup")).decrypt(**asked)
 
 
-def test_a_master_key_is_for_wrapping_alone(world: World) -> None:
+def a_master_key_is_for_wrapping_alone(world: World) -> None:
     """Without the context of a wrapped key, or with another one, nobody gets an answer."""
     keys = world.account.through_the_gate("kms", "command-api")
     for context in ({}, {"purpose": "other"}, {"kiseki-context": "0", "purpose": "other"}):
@@ -275,8 +288,7 @@ def test_who_administers_a_key_can_not_use_it(made: Rendered) -> None:
         assert policy.allowed_by(Needed("kms:ScheduleKeyDeletion", "*", administrator))
 
 
-@pytest.mark.parametrize("judge", ["the gate", "the emulator"])
-def test_an_action_less_is_missed(world: World, judge: str) -> None:
+def an_action_less_is_missed(world: World, judge: str) -> None:
     """The command API, without the right to keep the key of a person, makes no person; with it again, it does."""
     account, policy = world.account, world.policies.policies["command-api"]
     less = without(policy, "KeysOfPeople", "dynamodb:PutItem")
@@ -309,7 +321,7 @@ def without(document: Mapping[str, Any], sid: str, action: str) -> dict[str, Any
     return {**document, "Statement": statements}
 
 
-def test_databases(world: World) -> None:
+def databases(world: World) -> None:
     """A process may sign in as the users that its settings name, and as no other."""
     for process in PROCESSES:
         environment = world.account.environment(process)
@@ -326,7 +338,7 @@ def test_databases(world: World) -> None:
         assert not policy.allowed_by(Needed("rds-db:connect", of_the_server.replace("db-A", "db-B") + "/kiseki", {}))
 
 
-async def test_a_token_for_a_database_is_signed_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def a_token_for_a_database_is_signed_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the credentials of the role, and without a call."""
     for name, value in world.account.environment("query-api").items():
         if name.startswith("AWS_"):
@@ -383,4 +395,6 @@ def test_each_role_is_taken_by_one_service_of_this_account(made: Rendered) -> No
         (statement,) = document["Statement"]
         assert statement["Action"] == "sts:AssumeRole"
         assert statement["Principal"] == {"Service": services[role]}
-        assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": ACCOUNT}
+        says_for_whom = services[role] in ("ecs-tasks.amazonaws.com", "scheduler.amazonaws.com")
+        operator = "StringEquals" if says_for_whom else "StringEqualsIfExists"
+        assert statement["Condition"][operator] == {"aws:SourceAccount": ACCOUNT}

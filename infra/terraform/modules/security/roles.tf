@@ -5,6 +5,13 @@ locals {
 
   trusted = { for process in local.processes : process => process == "updater-function" ? "lambda" : "ecs-tasks" }
 
+  of_this_account = {
+    StringEquals = { "aws:SourceAccount" = var.account_id }
+    ArnLike      = { "aws:SourceArn" = "${local.arn}:ecs:${local.place}:${var.account_id}:*" }
+  }
+  # AWS promises of these services nowhere that they say for whom they take a role, and without it they could not.
+  of_this_account_if_said = { StringEqualsIfExists = { "aws:SourceAccount" = var.account_id } }
+
   ecs = "${local.arn}:ecs:${var.region}:${var.account_id}"
   # A restore, say, is the task of the backup with the operator's role and another command.
   operated_families = [for process in ["backup", "migrate"] : "${local.ecs}:task-definition/${var.name}-${process}:*"]
@@ -89,10 +96,7 @@ resource "aws_iam_role" "process" {
       Effect    = "Allow"
       Action    = "sts:AssumeRole"
       Principal = { Service = "${local.trusted[each.key]}.amazonaws.com" }
-      Condition = merge(
-        { StringEquals = { "aws:SourceAccount" = var.account_id } },
-        local.trusted[each.key] == "lambda" ? {} : { ArnLike = { "aws:SourceArn" = "${local.arn}:ecs:${local.place}:${var.account_id}:*" } },
-      )
+      Condition = local.trusted[each.key] == "lambda" ? local.of_this_account_if_said : local.of_this_account
     }]
   })
 
@@ -127,10 +131,7 @@ resource "aws_iam_role" "execution" {
       Effect    = "Allow"
       Action    = "sts:AssumeRole"
       Principal = { Service = "ecs-tasks.amazonaws.com" }
-      Condition = {
-        StringEquals = { "aws:SourceAccount" = var.account_id }
-        ArnLike      = { "aws:SourceArn" = "${local.arn}:ecs:${local.place}:${var.account_id}:*" }
-      }
+      Condition = local.of_this_account
     }]
   })
 
@@ -180,7 +181,7 @@ resource "aws_iam_role" "infrastructure" {
       Effect    = "Allow"
       Action    = "sts:AssumeRole"
       Principal = { Service = "ecs.amazonaws.com" }
-      Condition = { StringEquals = { "aws:SourceAccount" = var.account_id } }
+      Condition = local.of_this_account_if_said
     }]
   })
 
