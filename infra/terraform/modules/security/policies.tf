@@ -730,6 +730,15 @@ locals {
         } if length(some) > 0
       ],
       [for some in [local.backup_buckets] : local.may_encrypt_objects if length(some) > 0],
+      # Compares both regions, and takes the tables of the one that is left out of their group.
+      [
+        for some in [local.leases] : {
+          Sid      = "Failover"
+          Effect   = "Allow"
+          Action   = ["dynamodb:DeleteTableReplica", "dynamodb:Scan", "dynamodb:UpdateTable"]
+          Resource = flatten([for table in ["claims", "journal", "keys", "snapshots"] : local.first[table]])
+        } if length(some) > 0
+      ],
       local.may_hold_the_lease,
       local.may_connect["operator"],
     )
