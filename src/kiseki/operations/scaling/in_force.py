@@ -1,6 +1,6 @@
 """What AWS says is in force: tasks and policies of ECS, the class of an RDS instance, maxima of DynamoDB tables.
 
-Used by `kiseki scale show`. Only reads; needs the extra `kiseki[aws]` and the actions that `ACTIONS` lists.
+Used by `kiseki scale show`. Only reads; needs the extra `kiseki[aws]`, and the actions that its page lists.
 """
 
 from __future__ import annotations
@@ -18,17 +18,7 @@ from kiseki.operations.errors import OperationFailed
 from kiseki.operations.scaling.connections import Kind
 from kiseki.operations.scaling.limits import class_memory, rds_connections
 
-__all__ = ["ACTIONS", "AwsScaling", "InstanceInForce", "ServiceInForce", "TableInForce"]
-
-ACTIONS: Final = (
-    "ecs:DescribeServices",
-    "application-autoscaling:DescribeScalableTargets",
-    "application-autoscaling:DescribeScalingPolicies",
-    "rds:DescribeDBInstances",
-    "rds:DescribeDBParameters",
-    "dynamodb:DescribeTable",
-)
-"""The actions of IAM that are needed."""
+__all__ = ["AwsScaling", "InstanceInForce", "ServiceInForce", "TableInForce"]
 
 _CPU: Final = "ECSServiceAverageCPUUtilization"
 _OF_SERVICES: Final = {"ServiceNamespace": "ecs", "ScalableDimension": "ecs:service:DesiredCount"}
