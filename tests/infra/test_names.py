@@ -306,6 +306,8 @@ def test_the_administrator_signs_in_with_the_secret_of_rds(plan: Planned) -> Non
     assert reference.kind == "aws-sm"
     assert reference.name.startswith("arn:aws:secretsmanager:")
     assert reference.field == "password"
+    policies = plan.system["policies"]
+    assert [process for process, policy in policies.items() if reference.name in policy] == ["operator"]
 
 
 def _unasked(reference: str) -> Any:

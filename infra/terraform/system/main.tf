@@ -52,29 +52,30 @@ data "aws_resourcegroupstaggingapi_resources" "same_name" {
 module "security" {
   source = "../modules/security"
 
-  name                    = local.name
-  tags                    = local.tags
-  partition               = local.partition
-  account_id              = var.account_id
-  region                  = var.region
-  replica_regions         = toset(local.recovery_regions)
-  lease_region            = var.lease_region
-  key_administrators      = var.key_administrators
-  operator_principals     = var.operator_principals
-  operators_need_mfa      = var.operators_need_mfa
-  token_secret            = var.identity.jwks_url == null
-  database_resource_id    = module.read_model.resource_id
-  database_users          = local.database_users
-  backup_bucket           = module.backup.bucket_names["backups"]
-  key_backup_bucket       = module.backup.bucket_names["private"]
-  failure_bucket          = local.failure_bucket
-  repository_name         = local.name
-  cluster_name            = local.name
-  log_group_prefix        = local.log_group_prefix
-  function_name           = local.function_name
-  load_balancer_name      = local.name
-  target_group_prefix     = "${local.name}-"
-  multi_region_master_key = true
+  name                      = local.name
+  tags                      = local.tags
+  partition                 = local.partition
+  account_id                = var.account_id
+  region                    = var.region
+  replica_regions           = toset(local.recovery_regions)
+  lease_region              = var.lease_region
+  key_administrators        = var.key_administrators
+  operator_principals       = var.operator_principals
+  operators_need_mfa        = var.operators_need_mfa
+  token_secret              = var.identity.jwks_url == null
+  database_resource_id      = module.read_model.resource_id
+  database_admin_secret_arn = module.read_model.master_secret_arn
+  database_users            = local.database_users
+  backup_bucket             = module.backup.bucket_names["backups"]
+  key_backup_bucket         = module.backup.bucket_names["private"]
+  failure_bucket            = local.failure_bucket
+  repository_name           = local.name
+  cluster_name              = local.name
+  log_group_prefix          = local.log_group_prefix
+  function_name             = local.function_name
+  load_balancer_name        = local.name
+  target_group_prefix       = "${local.name}-"
+  multi_region_master_key   = true
 }
 
 module "network" {

@@ -1,6 +1,9 @@
 output "role_arns" {
   description = "The role of each process: command-api, query-api, updater, updater-function, migrate, backup, operator."
   value       = { for process, role in aws_iam_role.process : process => role.arn }
+
+  # Whoever uses a role needs what it may do.
+  depends_on = [aws_iam_role_policy.process]
 }
 
 output "role_names" {
@@ -11,16 +14,25 @@ output "role_names" {
 output "execution_role_arns" {
   description = "The role with which ECS starts each process that is a task: it pulls the image and writes the log."
   value       = { for process, role in aws_iam_role.execution : process => role.arn }
+
+  # Whoever uses a role needs what it may do.
+  depends_on = [aws_iam_role_policy.execution]
 }
 
 output "infrastructure_role_arn" {
   description = "The role with which ECS switches the load balancer between blue and green."
   value       = aws_iam_role.infrastructure.arn
+
+  # Whoever uses a role needs what it may do.
+  depends_on = [aws_iam_role_policy.infrastructure]
 }
 
 output "scheduler_role_arn" {
   description = "The role with which EventBridge Scheduler starts the task of the daily backup."
   value       = aws_iam_role.scheduler.arn
+
+  # Whoever uses a role needs what it may do.
+  depends_on = [aws_iam_role_policy.scheduler]
 }
 
 output "operators_role_arn" {

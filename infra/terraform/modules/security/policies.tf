@@ -711,6 +711,15 @@ locals {
         local.may_encrypt_tables,
         local.may_read_secrets["operators"],
       ],
+      # `kiseki database prepare` signs in as the server's administrator, once.
+      [
+        for secret in compact([var.database_admin_secret_arn]) : {
+          Sid      = "DatabaseAdministrator"
+          Effect   = "Allow"
+          Action   = ["secretsmanager:GetSecretValue"]
+          Resource = secret
+        }
+      ],
       local.may_read_backups,
       # A restore holds the same locks as a backup.
       [

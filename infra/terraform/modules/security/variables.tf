@@ -118,6 +118,12 @@ variable "database_resource_id" {
   default     = null
 }
 
+variable "database_admin_secret_arn" {
+  description = "The secret of the RDS instance's administrator, which operators alone may read; null for none."
+  type        = string
+  default     = null
+}
+
 variable "replica_database_resource_ids" {
   description = "The same of the instance in each replica region."
   type        = map(string)
