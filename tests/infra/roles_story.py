@@ -73,8 +73,12 @@ class Story:
         with ThreadPoolExecutor() as together:
             # 1: there was no drill.
             asked = together.submit(self.task, "backup", "dr", "status", "--embedded-metrics", code=1)
+            proved = [together.submit(self.task, "backup", log, "verify") for log in ("audit", "journal")]
             asyncio.run(self.lost())
             asked.result()
+            for one in proved:
+                one.result()
+            self.task("operator", "erasure", "verify")
         self.stop("command-api", "query-api")
         self.task("operator", *_RESTORE, "--part", "journal")
         self.task("operator", *_RESTORE, "--part", "keys")

@@ -145,6 +145,26 @@ def test_an_application_of_ones_own_is_served_by_all(tmp_path: Path) -> None:
     assert "app =" not in settings_files(plan.outputs)["updater-function"]
 
 
+def test_what_is_scheduled_is_a_command(plan: Planned) -> None:
+    scheduled = {}
+    for schedule in plan.of("aws_scheduler_schedule"):
+        told = json.loads(schedule.values["target"][0]["input"])
+        (override,) = told["containerOverrides"]
+        scheduled[schedule.index] = " ".join(override["command"])
+    assert scheduled == {
+        "create": "backup create",
+        "prune": "backup prune",
+        "status": "dr status --embedded-metrics",
+        "audit": "audit verify",
+        "journal": "journal verify",
+    }
+    for command in scheduled.values():
+        done = subprocess.run(
+            [sys.executable, "-m", "kiseki", *command.split(), "--help"], capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, command
+
+
 # Tables
 
 

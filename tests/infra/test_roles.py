@@ -28,12 +28,12 @@ import pytest
 from botocore.exceptions import ClientError
 
 from kiseki.clients.aws_rds import RdsTokens
-from kiseki.operations.scaling.in_force import ACTIONS
 from tests.infra.roles_policies import Grant, Needed, Policy
 from tests.infra.roles_proxy import Call
 from tests.infra.roles_rendered import Rendered, rendered
 from tests.infra.roles_service import ACCOUNT, NAME, AwsAccount
 from tests.infra.roles_story import CREATE, Story
+from tests.infra.support import ROOT
 from tests.servers.emulator import REGION, AwsEmulator, NoEmulator
 from tests.servers.postgres import NoPostgres, PostgresServer
 from tests.servers.redis import NoRedis, RedisServer
@@ -352,8 +352,12 @@ async def a_token_for_a_database_is_signed_here(world: World, monkeypatch: pytes
 
 
 def test_people_may_look_at_what_is_in_force(made: Rendered) -> None:
-    """Whoever runs `kiseki scale show`."""
-    assert set(ACTIONS) <= {grant.action for grant in Policy(made.operators).grants()}
+    """Whoever runs `kiseki scale show`; its page says what it needs."""
+    page = (ROOT / "docs" / "operations" / "scaling.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"It needs the actions (.*?); a refusal", page, re.DOTALL)
+    actions = set(re.findall(r"`([a-z-]+:[A-Za-z]+)`", said))
+    assert len(actions) > 5
+    assert actions <= {grant.action for grant in Policy(made.operators).grants()}
 
 
 def test_no_policy_is_wide(made: Rendered) -> None:

@@ -342,9 +342,11 @@ variable "schedules" {
   description = "What the process backup does, and when (UTC): the arguments of `kiseki`, an expression of EventBridge Scheduler, and whether a failure is told. That of `status` is not: each age that it measures has an alarm."
   type        = map(object({ command = list(string), expression = string, told = optional(bool, true) }))
   default = {
-    create = { command = ["backup", "create"], expression = "cron(15 1 * * ? *)" }
-    prune  = { command = ["backup", "prune"], expression = "cron(15 4 * * ? *)" }
-    status = { command = ["dr", "status", "--embedded-metrics"], expression = "rate(1 hour)", told = false }
+    create  = { command = ["backup", "create"], expression = "cron(15 1 * * ? *)" }
+    prune   = { command = ["backup", "prune"], expression = "cron(15 4 * * ? *)" }
+    status  = { command = ["dr", "status", "--embedded-metrics"], expression = "rate(1 hour)", told = false }
+    audit   = { command = ["audit", "verify"], expression = "cron(15 5 * * ? *)" }
+    journal = { command = ["journal", "verify"], expression = "cron(15 6 ? * SUN *)" }
   }
 
   validation {

@@ -561,6 +561,13 @@ locals {
           Action   = ["dynamodb:Scan"]
           Resource = local.tables.journal
         },
+        # `journal verify` follows the feed.
+        {
+          Sid      = "Feed"
+          Effect   = "Allow"
+          Action   = ["dynamodb:Query"]
+          Resource = concat(local.tables.journal, local.by_slice)
+        },
         {
           Sid      = "Claims"
           Effect   = "Allow"
