@@ -288,7 +288,7 @@ run "what_is_done_by_the_clock" {
   command = plan
 
   assert {
-    condition     = toset(keys(aws_scheduler_schedule.this)) == toset(["create", "prune", "status"])
+    condition     = toset(keys(aws_scheduler_schedule.this)) == toset(["audit", "create", "journal", "prune", "status"])
     error_message = "Backups are made, removed and watched."
   }
 
@@ -319,7 +319,7 @@ run "failures_are_told" {
   }
 
   assert {
-    condition     = toset(jsondecode(aws_cloudwatch_event_rule.failure["tasks"].event_pattern).detail.group) == toset(["family:shop-test-migrate", "shop-test-create", "shop-test-prune"])
+    condition     = toset(jsondecode(aws_cloudwatch_event_rule.failure["tasks"].event_pattern).detail.group) == toset(["family:shop-test-migrate", "shop-test-audit", "shop-test-create", "shop-test-journal", "shop-test-prune"])
     error_message = "A status that says LOOK has alarms of its own, and does not call every hour."
   }
 
