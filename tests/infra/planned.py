@@ -22,7 +22,7 @@ _VALUES: Final[Mapping[str, object]] = {
     "identity": {"issuer": "https://id.example.com/", "audience": "shop"},
     "alarm_emails": ["operations@example.com"],
     "image": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/kiseki@sha256:{'0' * 64}",
-    "rate_store_password": "only-for-a-plan-only-for-a-plan-only",
+    "rate_store_password": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "package": {"key": "kiseki-1.zip"},
 }
 

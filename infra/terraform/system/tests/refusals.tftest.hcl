@@ -12,7 +12,7 @@ variables {
   identity            = { issuer = "https://id.example.com/", audience = "shop" }
   alarm_emails        = ["operations@example.com"]
   budget_dollars      = 500
-  rate_store_password = "only-for-a-plan-only-for-a-plan-only"
+  rate_store_password = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
   sizes = {
     command-api = { cpu = 256, memory = 1024 }
     query-api   = { cpu = 256, memory = 1024 }

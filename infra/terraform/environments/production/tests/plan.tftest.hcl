@@ -10,7 +10,7 @@ variables {
   identity            = { issuer = "https://id.example.com/", audience = "shop" }
   alarm_emails        = ["operations@example.com"]
   image               = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/kiseki-production@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-  rate_store_password = "only-for-a-plan-only-for-a-plan-only"
+  rate_store_password = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 }
 
 run "everything" {

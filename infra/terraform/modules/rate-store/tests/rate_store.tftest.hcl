@@ -8,7 +8,7 @@ variables {
   kms_key_arn               = "arn:aws:kms:eu-central-1:123456789012:key/data"
   log_kms_key_arn           = "arn:aws:kms:eu-central-1:123456789012:key/data"
   secret_arn                = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:kiseki-test/rate-store-AbCdEf"
-  password                  = "0123456789abcdef0123456789abcdef"
+  password                  = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 }
 
 run "two_nodes" {
@@ -64,7 +64,7 @@ run "a_password_that_would_break_the_url" {
   command = plan
 
   variables {
-    password = "0123456789abcdef0123456789abcde@"
+    password = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa@"
   }
 
   expect_failures = [var.password]

@@ -2,8 +2,9 @@ mock_provider "aws" {
   mock_resource "aws_db_instance" {
     override_during = plan
     defaults = {
-      address     = "db.example.eu-central-1.rds.amazonaws.com"
-      resource_id = "db-ABC"
+      address            = "db.example.eu-central-1.rds.amazonaws.com"
+      resource_id        = "db-ABC"
+      master_user_secret = [{ secret_arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:rds!db-1-AbCdEf" }]
     }
   }
 }
@@ -49,6 +50,11 @@ run "one_region" {
   assert {
     condition     = output.urls.kiseki == "postgresql://kiseki@db.example.eu-central-1.rds.amazonaws.com:5432/kiseki?sslmode=verify-full&sslrootcert=/etc/kiseki/rds-global-bundle.pem&auth=aws-iam&region=eu-central-1"
     error_message = "The URL of the read models is another one."
+  }
+
+  assert {
+    condition     = output.admin_url == "postgresql://kiseki_master@db.example.eu-central-1.rds.amazonaws.com:5432/postgres?sslmode=verify-full&sslrootcert=/etc/kiseki/rds-global-bundle.pem&password=aws-sm%3A%2F%2Farn%3Aaws%3Asecretsmanager%3Aeu-central-1%3A123456789012%3Asecret%3Ards%21db-1-AbCdEf%3Fregion%3Deu-central-1%23password"
+    error_message = "The administrator's URL is another one."
   }
 
   assert {

@@ -5,6 +5,9 @@ mock_provider "aws" {
   mock_resource "aws_kms_key" {
     defaults = { arn = "arn:aws:kms:eu-central-1:123456789012:key/mrk-1" }
   }
+  mock_resource "aws_db_instance" {
+    defaults = { master_user_secret = [{ secret_arn = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:x" }] }
+  }
   mock_resource "aws_vpc_endpoint" {
     defaults = { dns_entry = [{ dns_name = "vpce.example.com", hosted_zone_id = "Z0" }] }
   }
@@ -29,7 +32,7 @@ variables {
   identity            = { issuer = "https://id.example.com/", audience = "shop" }
   alarm_emails        = ["operations@example.com"]
   budget_dollars      = 500
-  rate_store_password = "only-for-a-plan-only-for-a-plan-only"
+  rate_store_password = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
   sizes = {
     command-api = { cpu = 256, memory = 1024 }
     query-api   = { cpu = 256, memory = 1024 }
