@@ -11,6 +11,11 @@ locals {
   user = "kiseki"
 
   family = "valkey${split(".", var.engine_version)[0]}"
+
+  # The provider wants a write-only argument beside its version in every plan, and sends it only with a new version. So
+  # where no password was given this stands for it. ElastiCache takes none with spaces, quotes, `/` or `@`: a new version
+  # without a password is an error of the user, before anything gets into the secret.
+  password = var.password == null ? "no, \"no/password\" was given @ all" : var.password
 }
 
 resource "aws_security_group" "this" {
@@ -71,7 +76,7 @@ resource "aws_elasticache_user" "processes" {
   engine        = "valkey"
   access_string = "on ~kiseki:limit:1:* resetchannels -@all +eval +evalsha +get +set +time +ping +client|setinfo"
 
-  passwords_wo         = var.password
+  passwords_wo         = local.password
   passwords_wo_version = var.password_version
 
   tags = var.tags
@@ -146,10 +151,11 @@ resource "aws_elasticache_replication_group" "this" {
 resource "aws_secretsmanager_secret_version" "url" {
   secret_id = var.secret_arn
 
-  # Without a password there is nothing to send, and half a URL must not get into the secret. That is every apply but the
-  # first one and those that change the password.
-  secret_string_wo = var.password == null ? null : jsonencode({
-    value = "rediss://${local.user}:${var.password}@${aws_elasticache_replication_group.this.primary_endpoint_address}:${local.port}/0"
+  secret_string_wo = jsonencode({
+    value = "rediss://${local.user}:${local.password}@${aws_elasticache_replication_group.this.primary_endpoint_address}:${local.port}/0"
   })
   secret_string_wo_version = var.password_version
+
+  # What ElastiCache refused is not written here.
+  depends_on = [aws_elasticache_user.processes]
 }
