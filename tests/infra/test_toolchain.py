@@ -204,6 +204,10 @@ REFUSED = {
         'has no argument, nested block, or exported attribute named "zone"',
     ),
     "a computed attribute given": (TABLE % 'arn = "x"', '"arn" can\'t be given: it is what AWS answers'),
+    "a version of what is not given": (
+        'resource "aws_secretsmanager_secret_version" "this" {\n secret_id = "x"\n secret_string_wo_version = 1\n}',
+        '"secret_string_wo" and "secret_string_wo_version" have to be given together',
+    ),
     "unknown argument of the provider": (
         'provider "aws" {\n zone = "x"\n}\ndata "aws_region" "here" {}',
         'An argument named "zone" is not expected here',

@@ -48,7 +48,8 @@ class _Provider:
         return protocol.ValidateProviderConfig.Response()
 
     def validate_resource_config(self, request: Any) -> Any:
-        problems = _read_only(self._schema.resources[request.type_name], _unpack(request.config))
+        block, given = self._schema.resources[request.type_name], _unpack(request.config)
+        problems = [*_read_only(block, given), *_halves(block, given)]
         return protocol.ValidateResourceConfig.Response(diagnostics=problems)
 
     def validate_data_resource_config(self, request: Any) -> Any:
@@ -149,6 +150,21 @@ def _read_only(block: Mapping[str, Any], value: Mapping[str, Any]) -> list[Any]:
         for inside in _values(value.get(name), several=nested["nesting"] == "map"):
             problems += _read_only(nested["block"], inside)
     return problems
+
+
+def _halves(block: Mapping[str, Any], value: Mapping[str, Any]) -> list[Any]:
+    """What is wrong with a write-only argument without its version, or the other way round."""
+    pairs = ((name, f"{name}_version") for name in block["attributes"] if is_write_only(name))
+    return [
+        protocol.Diagnostic(
+            severity=protocol.Diagnostic.ERROR,
+            summary="Missing required argument",
+            detail=f'"{name}" and "{version}" have to be given together.',
+            attribute=protocol.AttributePath(steps=[protocol.AttributePath.Step(attribute_name=name)]),
+        )
+        for name, version in pairs
+        if version in block["attributes"] and (value.get(name) is None) != (value.get(version) is None)
+    ]
 
 
 def _fill(block: Mapping[str, Any], value: dict[str, Any], answer: Callable[[str, Any], Any]) -> None:
