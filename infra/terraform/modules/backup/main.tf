@@ -87,9 +87,9 @@ resource "aws_backup_vault_notifications" "this" {
 
   backup_vault_name = aws_backup_vault.this.name
   sns_topic_arn     = var.notifications.topic_arn
-  backup_vault_events = [
-    "BACKUP_JOB_FAILED", "BACKUP_JOB_EXPIRED", "COPY_JOB_FAILED", "RESTORE_JOB_COMPLETED", "RESTORE_JOB_FAILED",
-  ]
+  # Of a backup that failed or never began AWS sends nothing any more (BACKUP_JOB_FAILED, BACKUP_JOB_EXPIRED are taken and
+  # never sent): there are alarms on that. RESTORE_JOB_COMPLETED comes of one that failed, too.
+  backup_vault_events = ["COPY_JOB_FAILED", "RESTORE_JOB_COMPLETED"]
 }
 
 resource "aws_backup_plan" "this" {
@@ -494,10 +494,11 @@ resource "aws_s3_bucket_policy" "access_logs" {
         Effect    = "Allow"
         Principal = { Service = "logging.s3.amazonaws.com" }
         Action    = "s3:PutObject"
-        Resource  = [for name in keys(local.bucket_names) : "${aws_s3_bucket.access_logs.arn}/${name}/*"]
+        # Also of the other buckets of this service, each under a prefix of its own.
+        Resource = "${aws_s3_bucket.access_logs.arn}/*"
         Condition = {
           StringEquals = { "aws:SourceAccount" = var.account_id }
-          ArnEquals    = { "aws:SourceArn" = [for bucket in aws_s3_bucket.this : bucket.arn] }
+          ArnLike      = { "aws:SourceArn" = "${local.arn}:s3:::${var.name}-*" }
         }
       },
     ]

@@ -26,6 +26,9 @@ output "bucket_arns" {
 output "access_log_bucket_name" {
   description = "The bucket with the logs of who used the others."
   value       = aws_s3_bucket.access_logs.bucket
+
+  # Whoever lets S3 log into it needs S3 to be allowed to.
+  depends_on = [aws_s3_bucket_policy.access_logs]
 }
 
 output "vault_name" {

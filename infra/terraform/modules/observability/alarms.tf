@@ -10,6 +10,9 @@ locals {
 
   balancer = { LoadBalancer = var.load_balancer }
 
+  # Sums are SUM([…]) and not a + b: one of the two may never have had a value, as the green target group before the first
+  # release, and a + nothing is nothing.
+
   # Either target group may be the live one, and after a release the other one has neither targets nor requests.
   api_alarms = merge([
     for api, groups in var.target_groups : {
@@ -23,8 +26,8 @@ locals {
         }
         # The floor keeps one error of three requests at night from being a third of everything.
         expression = format(
-          "100 * (FILL(blue, 0) + FILL(green, 0)) / IF(FILL(all_b, 0) + FILL(all_g, 0) > %[1]d, FILL(all_b, 0) + FILL(all_g, 0), %[1]d)",
-          var.thresholds.requests_floor,
+          "100 * SUM([FILL(blue, 0), FILL(green, 0)]) / IF(%[1]s > %[2]d, %[1]s, %[2]d)",
+          "SUM([FILL(all_b, 0), FILL(all_g, 0)])", var.thresholds.requests_floor,
         )
         above   = var.thresholds.error_percent
         period  = local.minute
@@ -51,7 +54,7 @@ locals {
           blue  = { namespace = "AWS/ApplicationELB", name = "HealthyHostCount", stat = "Minimum", dimensions = merge(local.balancer, { TargetGroup = groups.blue }) }
           green = { namespace = "AWS/ApplicationELB", name = "HealthyHostCount", stat = "Minimum", dimensions = merge(local.balancer, { TargetGroup = groups.green }) }
         }
-        expression = "FILL(blue, 0) + FILL(green, 0)"
+        expression = "SUM([FILL(blue, 0), FILL(green, 0)])"
         below      = contains(keys(var.services), api) ? var.services[api].minimum : 1
         period     = local.minute
         periods    = 5
@@ -64,7 +67,7 @@ locals {
           blue  = { namespace = "AWS/ApplicationELB", name = "UnHealthyHostCount", stat = "Maximum", dimensions = merge(local.balancer, { TargetGroup = groups.blue }) }
           green = { namespace = "AWS/ApplicationELB", name = "UnHealthyHostCount", stat = "Maximum", dimensions = merge(local.balancer, { TargetGroup = groups.green }) }
         }
-        expression = "FILL(blue, 0) + FILL(green, 0)"
+        expression = "SUM([FILL(blue, 0), FILL(green, 0)])"
         above      = 0
         period     = local.minute
         periods    = 10
@@ -290,7 +293,7 @@ locals {
           reads  = { namespace = "AWS/DynamoDB", name = "ReadThrottleEvents", stat = "Sum", dimensions = { TableName = full } }
           writes = { namespace = "AWS/DynamoDB", name = "WriteThrottleEvents", stat = "Sum", dimensions = { TableName = full } }
         }
-        expression = "FILL(reads, 0) + FILL(writes, 0)"
+        expression = "SUM([FILL(reads, 0), FILL(writes, 0)])"
         above      = var.thresholds.throttles
         period     = local.minute
         periods    = 5
@@ -306,7 +309,7 @@ locals {
             reads  = { namespace = "AWS/DynamoDB", name = "ReadThrottleEvents", stat = "Sum", dimensions = { TableName = var.table_names[table], GlobalSecondaryIndexName = index } }
             writes = { namespace = "AWS/DynamoDB", name = "WriteThrottleEvents", stat = "Sum", dimensions = { TableName = var.table_names[table], GlobalSecondaryIndexName = index } }
           }
-          expression = "FILL(reads, 0) + FILL(writes, 0)"
+          expression = "SUM([FILL(reads, 0), FILL(writes, 0)])"
           above      = var.thresholds.throttles
           period     = local.minute
           periods    = 5
@@ -323,7 +326,7 @@ locals {
             namespace = "AWS/DynamoDB", name = "SystemErrors", stat = "Sum", dimensions = { TableName = full, Operation = operation }
           }
         }
-        expression = join(" + ", [for operation in local.asked : "FILL(${lower(operation)}, 0)"])
+        expression = format("SUM([%s])", join(", ", [for operation in local.asked : "FILL(${lower(operation)}, 0)"]))
         above      = var.thresholds.system_errors
         period     = local.minute
         periods    = 5
@@ -337,11 +340,13 @@ locals {
         metrics = {
           milliseconds = { namespace = "AWS/DynamoDB", name = "ReplicationLatency", stat = "Average", dimensions = { TableName = var.table_names[pair[0]], ReceivingRegion = pair[1] } }
         }
-        above   = 1000 * var.thresholds.replication_seconds
-        period  = local.minute
-        periods = 5
-        # There is a value only when something was written.
-        missing = "notBreaching"
+        # There is a value only when something was written. Alarms on what DynamoDB measures pass over missing values,
+        # whatever is said here, and would ring on.
+        expression = "FILL(milliseconds, 0)"
+        above      = 1000 * var.thresholds.replication_seconds
+        period     = local.minute
+        periods    = 5
+        missing    = "notBreaching"
       } if contains(keys(var.table_names), pair[0])
     },
   )
@@ -482,14 +487,17 @@ locals {
   vault_alarms = merge([
     for vault in var.backup_vault[*] : {
       vault-failed = {
-        description = "A job of AWS Backup failed: docs/operations/restore-dynamodb.md"
+        description = "A job of AWS Backup failed, was stopped or never began: docs/operations/restore-dynamodb.md"
         metrics = {
-          jobs = { namespace = "AWS/Backup", name = "NumberOfBackupJobsFailed", stat = "Sum", dimensions = { BackupVaultName = vault } }
+          for end in ["Failed", "Aborted", "Expired"] : lower(end) => {
+            namespace = "AWS/Backup", name = "NumberOfBackupJobs${end}", stat = "Sum", dimensions = { BackupVaultName = vault }
+          }
         }
-        above   = 0
-        period  = 3600
-        periods = 1
-        missing = "notBreaching"
+        expression = "SUM([FILL(failed, 0), FILL(aborted, 0), FILL(expired, 0)])"
+        above      = 0
+        period     = 3600
+        periods    = 1
+        missing    = "notBreaching"
       }
       vault-idle = {
         description = "AWS Backup finished no job for two days: docs/operations/restore-dynamodb.md"

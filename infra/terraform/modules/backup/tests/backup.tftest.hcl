@@ -125,3 +125,20 @@ run "a_copy_with_a_key_of_elsewhere" {
 
   expect_failures = [var.copy]
 }
+
+run "what_aws_sends_and_who_may_log" {
+  command = plan
+
+  variables {
+    notifications = { topic_arn = "arn:aws:sns:eu-central-1:123456789012:kiseki-test-alarms" }
+  }
+
+  # https://docs.aws.amazon.com/aws-backup/latest/devguide/API_PutBackupVaultNotifications.html
+  assert {
+    condition = length(setsubtract(aws_backup_vault_notifications.this[0].backup_vault_events, [
+      "BACKUP_JOB_STARTED", "BACKUP_JOB_COMPLETED", "COPY_JOB_STARTED", "COPY_JOB_SUCCESSFUL", "COPY_JOB_FAILED",
+      "RESTORE_JOB_STARTED", "RESTORE_JOB_COMPLETED", "RECOVERY_POINT_MODIFIED",
+    ])) == 0
+    error_message = "AWS Backup takes other events and never sends them."
+  }
+}

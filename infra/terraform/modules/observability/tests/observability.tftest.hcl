@@ -69,6 +69,13 @@ run "all_of_it" {
   }
 
   assert {
+    condition = alltrue(flatten([
+      for alarm in aws_cloudwatch_metric_alarm.this : [for query in alarm.metric_query : !strcontains(query.expression, ") + ") if query.expression != null]
+    ]))
+    error_message = "A sum of a + b is nothing where one of them never had a value."
+  }
+
+  assert {
     condition = length(setsubtract([
       "command-api-errors", "command-api-p99", "query-api-errors", "query-api-p99", "query-api-healthy", "query-api-unhealthy",
       "balancer-errors", "certificate-public", "updater-running", "updater-ready", "updater-audit", "query-api-rate-limits",
