@@ -358,6 +358,10 @@ def test_metrics_are_of_the_namespace_that_alarms_look_at(plan: Planned) -> None
         if namespace
     }
     assert name in namespaces
+    for process in (*SERVICES, "backup"):
+        assert environment(plan, process)["KISEKI_METRICS_NAMESPACE"] == name
+    for process in SERVICES:
+        assert float(environment(plan, process)["KISEKI_EMBEDDED_METRICS"]) > 0
     assert {one for one in namespaces if not one.startswith(("AWS/", "ECS/"))} == {name}
 
 
