@@ -34,7 +34,7 @@ locals {
         {
           Sid       = "UseThroughServices"
           Effect    = "Allow"
-          Action    = ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo"]
+          Action    = ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:RetireGrant"]
           Principal = { AWS = local.account }
           Resource  = "*"
           Condition = {
@@ -56,6 +56,26 @@ locals {
               "kms:CallerAccount" = [var.account_id]
               "kms:ViaService"    = [for service in local.data_services : "${service}.${region}.${local.suffix}"]
             }
+          }
+        },
+        # AWS Backup asks with the roles themselves, and not always in the name of a service.
+        {
+          Sid       = "Backups"
+          Effect    = "Allow"
+          Action    = ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryptTo"]
+          Principal = { AWS = local.account }
+          Resource  = "*"
+          Condition = { ArnEquals = { "aws:PrincipalArn" = local.backup_roles } }
+        },
+        {
+          Sid       = "GrantsOfBackups"
+          Effect    = "Allow"
+          Action    = ["kms:CreateGrant"]
+          Principal = { AWS = local.account }
+          Resource  = "*"
+          Condition = {
+            ArnEquals = { "aws:PrincipalArn" = local.backup_roles }
+            Bool      = { "kms:GrantIsForAWSResource" = ["true"] }
           }
         },
         {
@@ -99,6 +119,9 @@ locals {
     }
   }
 
+  # Those of the module backup.
+  backup_roles = [for role in ["aws-backup", "aws-restore"] : "${local.arn}:iam::${var.account_id}:role/${var.name}-${role}"]
+
   of_the_cluster = {
     "kms:EncryptionContext:aws:ecs:clusterAccount" = [var.account_id]
     "kms:EncryptionContext:aws:ecs:clusterName"    = [local.cluster_name]
@@ -119,6 +142,17 @@ locals {
           ArnEquals                   = { "aws:PrincipalArn" = [for process in local.wrapping : "${local.arn}:iam::${var.account_id}:role/${local.role_names[process]}"] }
           Null                        = { "kms:EncryptionContextKeys" = "false" }
           "ForAllValues:StringEquals" = { "kms:EncryptionContextKeys" = ["kiseki-context"] }
+        }
+      },
+      # With it KMS tells the copies in other regions of a new rotation or description.
+      {
+        Sid       = "Copies"
+        Effect    = "Allow"
+        Action    = ["kms:SynchronizeMultiRegionKey"]
+        Principal = { AWS = local.account }
+        Resource  = "*"
+        Condition = {
+          ArnEquals = { "aws:PrincipalArn" = ["${local.arn}:iam::${var.account_id}:role/aws-service-role/mrk.kms.amazonaws.com/AWSServiceRoleForKeyManagementServiceMultiRegionKeys"] }
         }
       },
     ]

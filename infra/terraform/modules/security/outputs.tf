@@ -3,7 +3,7 @@ output "role_arns" {
   value       = { for process, role in aws_iam_role.process : process => role.arn }
 
   # Whoever uses a role needs what it may do.
-  depends_on = [aws_iam_role_policy.process]
+  depends_on = [aws_iam_role_policy.process, aws_iam_role_policy_attachment.operator]
 }
 
 output "role_names" {

@@ -761,4 +761,15 @@ locals {
   }
 
   policies = { for process, statements in local.statements : process => jsonencode({ Version = "2012-10-17", Statement = statements }) }
+
+  # AWS takes 10,240 characters for the policies that are a role's own, which is too few for the operator. What is over
+  # the half of its statements is a policy of its own, for which AWS takes 6,144.
+  half = floor(length(local.statements.operator) / 2)
+  written = merge(local.policies, {
+    operator = jsonencode({ Version = "2012-10-17", Statement = slice(local.statements.operator, 0, local.half) })
+  })
+  second_half = jsonencode({
+    Version   = "2012-10-17"
+    Statement = slice(local.statements.operator, local.half, length(local.statements.operator))
+  })
 }

@@ -108,14 +108,34 @@ resource "aws_iam_role_policy" "process" {
 
   name   = "actions"
   role   = aws_iam_role.process[each.key].id
-  policy = local.policies[each.key]
+  policy = local.written[each.key]
 
   lifecycle {
     precondition {
-      condition     = length(replace(local.policies[each.key], "/\\s/", "")) <= 10240
+      condition     = length(local.written[each.key]) <= 10240
       error_message = "AWS takes at most 10,240 characters for the policy of a role."
     }
   }
+}
+
+resource "aws_iam_policy" "operator" {
+  name        = "${local.role_names.operator}-more"
+  description = "What the process operator of ${var.name} may do besides: the policy of its role is too short for all of it."
+  policy      = local.second_half
+
+  tags = merge(var.tags, { Name = "${local.role_names.operator}-more" })
+
+  lifecycle {
+    precondition {
+      condition     = length(local.second_half) <= 6144
+      error_message = "AWS takes at most 6,144 characters for a policy."
+    }
+  }
+}
+
+resource "aws_iam_role_policy_attachment" "operator" {
+  role       = aws_iam_role.process["operator"].name
+  policy_arn = aws_iam_policy.operator.arn
 }
 
 resource "aws_iam_role" "execution" {

@@ -29,7 +29,7 @@ variables {
 
 run "one_region" {
   assert {
-    condition     = alltrue([for process, policy in output.policies : length(policy) <= 10240])
+    condition     = alltrue([for one in aws_iam_role_policy.process : length(one.policy) <= 10240])
     error_message = "AWS takes at most 10,240 characters for the policy of a role."
   }
 }
@@ -76,7 +76,7 @@ run "two_regions" {
   }
 
   assert {
-    condition     = alltrue([for process, policy in output.policies : length(policy) <= 10240])
+    condition     = alltrue([for one in aws_iam_role_policy.process : length(one.policy) <= 10240])
     error_message = "AWS takes at most 10,240 characters for the policy of a role."
   }
 
