@@ -125,6 +125,8 @@ module "read_model" {
   deletion_protection       = var.deletion_protection
   databases                 = local.databases
   certificates_path         = local.certificates
+  master_password           = var.database_admin_password
+  master_password_version   = var.database_admin_password_version
   replica = var.database_replica == null ? null : {
     region             = var.recovery_region
     kms_key_arn        = module.security.data_key_arns[var.recovery_region]

@@ -288,6 +288,20 @@ variable "database_replica" {
   }
 }
 
+variable "database_admin_password" {
+  description = "The password of the database's administrator, which RDS can't keep where there is a replica: when database_replica is set, or the password changed. `openssl rand -hex 32`. In neither plan nor state."
+  type        = string
+  default     = null
+  ephemeral   = true
+  sensitive   = true
+}
+
+variable "database_admin_password_version" {
+  description = "Raised by one whenever a new password of the database's administrator is given."
+  type        = number
+  default     = 1
+}
+
 variable "operator_principals" {
   description = "ARNs of the roles and users that may run one-off tasks such as a restore."
   type        = list(string)

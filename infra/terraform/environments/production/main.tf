@@ -30,6 +30,9 @@ module "system" {
   recovery_region             = var.recovery_region
   lease_region                = var.lease_region
   database_replica            = var.database_replica
+  database_admin_password     = var.database_admin_password
+
+  database_admin_password_version = var.database_admin_password_version
 
   sizes = {
     command-api = { cpu = 1024, memory = 2048 }

@@ -157,6 +157,20 @@ variable "database_replica" {
   default = null
 }
 
+variable "database_admin_password" {
+  description = "The password of the database's administrator, only when database_replica is set or the password changed: `openssl rand -hex 32`."
+  type        = string
+  default     = null
+  ephemeral   = true
+  sensitive   = true
+}
+
+variable "database_admin_password_version" {
+  description = "Raised by one whenever a new password of the database's administrator is given."
+  type        = number
+  default     = 1
+}
+
 variable "backup_lock" {
   description = "The lock of the backup vault. governance: who has the rights can take it away. compliance: after three days nobody can, not even AWS."
   type        = string

@@ -1,7 +1,8 @@
 # The PostgreSQL database that queries read, with the databases of the audit log beside it. Used by the system; a second
 # one (`purpose`) keeps the heads of the audit log where whoever changes the log can't reach.
 #
-# Nobody knows a password: processes log in with IAM, and the master user's is made and rotated by RDS.
+# Nobody knows a password: processes log in with IAM, and the master user's is made and rotated by RDS. But RDS makes no
+# replica of a server whose password it keeps, so with one the password is given, and lies in a secret of ours.
 #
 # Read models hold personal data in plain text, so every copy of the database ends within seven days: that is the longest
 # that RDS keeps its own, they go with the instance, and there is no last snapshot, which would stay for ever.
@@ -10,6 +11,11 @@ locals {
   partition  = startswith(var.region, "cn-") ? "aws-cn" : startswith(var.region, "us-gov-") ? "aws-us-gov" : "aws"
   identifier = "${var.name}-${var.purpose}"
   port       = 5432
+
+  # The provider wants a write-only argument beside its version in every plan, and sends it only with a new version. Where
+  # no password was given this stands for it, which RDS refuses: it takes none with spaces, quotes, `/` or `@`.
+  master_password = var.master_password == null ? "no, \"no/password\" was given @ all" : var.master_password
+  own_secret      = var.replica != null
 
   family    = "postgres${var.engine_version}"
   log_kinds = toset(["postgresql", "upgrade"])
@@ -143,8 +149,10 @@ resource "aws_db_instance" "this" {
 
   port                                = local.port
   username                            = "kiseki_master"
-  manage_master_user_password         = true
-  master_user_secret_kms_key_id       = var.kms_key_arn
+  manage_master_user_password         = local.own_secret ? null : true
+  master_user_secret_kms_key_id       = local.own_secret ? null : var.kms_key_arn
+  password_wo                         = local.own_secret ? local.master_password : null
+  password_wo_version                 = local.own_secret ? var.master_password_version : null
   iam_database_authentication_enabled = true
   ca_cert_identifier                  = var.ca_certificate
 
@@ -186,6 +194,30 @@ resource "aws_db_instance" "this" {
       error_message = "The identifier ${local.identifier} is longer than the 63 characters that RDS takes; choose a shorter name."
     }
   }
+}
+
+resource "aws_secretsmanager_secret" "master" {
+  #checkov:skip=CKV2_AWS_57: only people use it, and change it with master_password_version; RDS rotates where there is no replica
+  count = local.own_secret ? 1 : 0
+
+  name                    = "${var.name}/${var.purpose}-master"
+  description             = "The master user of the database ${local.identifier}, for `kiseki database prepare`"
+  kms_key_id              = var.kms_key_arn
+  recovery_window_in_days = 30
+
+  tags = merge(var.tags, { Name = "${var.name}/${var.purpose}-master" })
+}
+
+resource "aws_secretsmanager_secret_version" "master" {
+  count = local.own_secret ? 1 : 0
+
+  secret_id                = aws_secretsmanager_secret.master[0].id
+  secret_string_wo         = jsonencode({ username = aws_db_instance.this.username, password = local.master_password })
+  secret_string_wo_version = var.master_password_version
+}
+
+locals {
+  master_secret_arn = local.own_secret ? one(aws_secretsmanager_secret.master[*].arn) : one(aws_db_instance.this.master_user_secret[*].secret_arn)
 }
 
 resource "aws_db_subnet_group" "replica" {

@@ -23,7 +23,7 @@ output "admin_url" {
   value = format(
     "postgresql://%s@%s:%d/postgres?sslmode=verify-full&sslrootcert=%s&password=%s",
     aws_db_instance.this.username, aws_db_instance.this.address, local.port, var.certificates_path,
-    urlencode("aws-sm://${one(aws_db_instance.this.master_user_secret[*].secret_arn)}?region=${var.region}#password")
+    urlencode("aws-sm://${local.master_secret_arn}?region=${var.region}#password")
   )
 }
 
@@ -53,8 +53,8 @@ output "scale_limit" {
 }
 
 output "master_secret_arn" {
-  description = "The secret of the master user, which RDS makes and rotates. No process reads it."
-  value       = one(aws_db_instance.this.master_user_secret[*].secret_arn)
+  description = "The secret of the master user, which RDS makes and rotates unless there is a replica. No process reads it."
+  value       = local.master_secret_arn
 }
 
 output "security_group_id" {

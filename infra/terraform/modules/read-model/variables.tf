@@ -252,3 +252,30 @@ variable "replica" {
     error_message = "The replica needs subnets in three zones and a security group of its own region."
   }
 }
+
+variable "master_password" {
+  description = <<-EOT
+    The password of the master user: 32 to 128 of the characters A-Z a-z 0-9 _ -. Only with a replica, when that is added and
+    together with a new master_password_version; it goes to RDS and to a secret, and is in neither plan nor state.
+  EOT
+  type        = string
+  default     = null
+  ephemeral   = true
+  sensitive   = true
+
+  validation {
+    condition     = var.master_password == null || can(regex("^[A-Za-z0-9_-]{32,128}$", var.master_password))
+    error_message = "The password has 32 to 128 of the characters A-Z a-z 0-9 _ -; `openssl rand -hex 32` makes one."
+  }
+}
+
+variable "master_password_version" {
+  description = "Raised by one whenever a new password is given: nothing else makes Terraform send it."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = var.master_password_version >= 1 && floor(var.master_password_version) == var.master_password_version
+    error_message = "master_password_version is a whole number, 1 or more."
+  }
+}

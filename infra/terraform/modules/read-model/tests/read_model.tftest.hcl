@@ -33,6 +33,11 @@ run "one_region" {
   }
 
   assert {
+    condition     = length(aws_secretsmanager_secret.master) == 0
+    error_message = "RDS keeps the password; there is nothing for a second secret."
+  }
+
+  assert {
     condition     = aws_db_instance.this.password == null && aws_db_instance.this.password_wo == null
     error_message = "There is a password that somebody knows."
   }
@@ -95,6 +100,15 @@ run "a_replica_elsewhere" {
       aws_db_instance.replica[0].deletion_protection && aws_db_instance.replica[0].backup_retention_period == 7
     )
     error_message = "The replica is less safe than the database."
+  }
+
+  # https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/rds-secrets-manager.html#rds-secrets-manager-limitations
+  assert {
+    condition = (
+      aws_db_instance.this.manage_master_user_password == null && aws_db_instance.this.password_wo_version == 1 &&
+      aws_db_instance.this.password_wo == null && length(aws_secretsmanager_secret.master) == 1
+    )
+    error_message = "RDS makes no replica of a server whose password it keeps."
   }
 }
 
