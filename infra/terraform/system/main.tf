@@ -24,8 +24,10 @@ locals {
   function_name    = "${local.name}-updater"
   failure_bucket   = "${local.name}-failures-${var.account_id}"
 
-  # Who is let out to the internet: with keys of tokens there the APIs, with a lease in a third region all that write.
+  # Who is let out to the internet: with keys of tokens there the APIs, with a lease in a third region all that write, and
+  # without an endpoint for the streams all that follow the journal.
   internet = setunion(
+    var.streams_endpoint ? [] : ["command-api", "query-api", "updater", "migrate", "backup"],
     var.identity.jwks_url == null ? [] : ["command-api", "query-api"],
     var.lease_region == null ? [] : ["command-api", "query-api", "updater", "migrate", "backup"],
   )
@@ -81,14 +83,16 @@ module "security" {
 module "network" {
   source = "../modules/network"
 
-  name            = local.name
-  tags            = local.tags
-  region          = var.region
-  account_id      = var.account_id
-  cidr            = var.cidr
-  zones           = [for letter in var.zones : "${var.region}${letter}"]
-  nat             = var.nat
-  log_kms_key_arn = module.security.data_key_arn
+  name       = local.name
+  tags       = local.tags
+  region     = var.region
+  account_id = var.account_id
+  cidr       = var.cidr
+  zones      = [for letter in var.zones : "${var.region}${letter}"]
+  nat        = var.nat
+
+  streams_endpoint = var.streams_endpoint
+  log_kms_key_arn  = module.security.data_key_arn
 }
 
 module "journal" {

@@ -59,6 +59,12 @@ variable "nat" {
   default     = "none"
 }
 
+variable "streams_endpoint" {
+  description = "Whether the streams of DynamoDB are reached by an endpoint in the network; false, with nat, for over the internet."
+  type        = bool
+  default     = true
+}
+
 variable "domain" {
   description = "The domain of the APIs, which are commands.DOMAIN and queries.DOMAIN."
   type        = string

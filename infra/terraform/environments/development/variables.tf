@@ -40,6 +40,12 @@ variable "nat" {
   default     = "none"
 }
 
+variable "streams_endpoint" {
+  description = "Whether the streams of DynamoDB are reached by an endpoint in the network; false, with nat, where that does not answer."
+  type        = bool
+  default     = true
+}
+
 variable "cors_origins" {
   description = "Origins whose pages may call the APIs."
   type        = list(string)

@@ -8,6 +8,7 @@ module "system" {
   region                      = var.region
   cidr                        = "10.30.0.0/16"
   nat                         = var.nat
+  streams_endpoint            = var.streams_endpoint
   domain                      = var.domain
   zone_id                     = var.zone_id
   certificate_arn             = var.certificate_arn

@@ -289,8 +289,10 @@ resource "aws_vpc_endpoint" "interface" {
 # The streams of DynamoDB have an interface endpoint and no gateway, and AWS gives that endpoint no private name
 # (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/privatelink-streams.html). The processes ask the
 # public name, so a zone of this network says where that is. That the endpoint answers to the public name, with its
-# certificate, was not seen on AWS; where it does not, `nat` and no zone is the way.
+# certificate, was not seen on AWS; where it does not, `nat` and no such endpoint (streams_endpoint) is the way.
 resource "aws_vpc_endpoint" "streams" {
+  count = var.streams_endpoint ? 1 : 0
+
   vpc_id              = aws_vpc.this.id
   vpc_endpoint_type   = "Interface"
   service_name        = "com.amazonaws.${var.region}.dynamodb-streams"
@@ -305,6 +307,8 @@ resource "aws_vpc_endpoint" "streams" {
 resource "aws_route53_zone" "streams" {
   #checkov:skip=CKV2_AWS_38: a private zone can't be signed
   #checkov:skip=CKV2_AWS_39: Route 53 logs queries of public zones only
+  count = var.streams_endpoint ? 1 : 0
+
   name    = "streams.dynamodb.${var.region}.${local.dns_suffix}"
   comment = "Where the endpoint of the streams of DynamoDB is, in this network."
 
@@ -316,13 +320,15 @@ resource "aws_route53_zone" "streams" {
 }
 
 resource "aws_route53_record" "streams" {
-  zone_id = aws_route53_zone.streams.zone_id
-  name    = aws_route53_zone.streams.name
+  count = var.streams_endpoint ? 1 : 0
+
+  zone_id = aws_route53_zone.streams[0].zone_id
+  name    = aws_route53_zone.streams[0].name
   type    = "A"
 
   alias {
-    name                   = aws_vpc_endpoint.streams.dns_entry[0].dns_name
-    zone_id                = aws_vpc_endpoint.streams.dns_entry[0].hosted_zone_id
+    name                   = aws_vpc_endpoint.streams[0].dns_entry[0].dns_name
+    zone_id                = aws_vpc_endpoint.streams[0].dns_entry[0].hosted_zone_id
     evaluate_target_health = false
   }
 }

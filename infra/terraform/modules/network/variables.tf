@@ -95,6 +95,17 @@ variable "more_interface_endpoints" {
   }
 }
 
+variable "streams_endpoint" {
+  description = "Whether the streams of DynamoDB are reached by an endpoint; false for over the internet."
+  type        = bool
+  default     = true
+
+  validation {
+    condition     = var.streams_endpoint || var.nat != "none"
+    error_message = "Without the endpoint of the streams there is no way to them: set nat to one or per-zone."
+  }
+}
+
 variable "log_kms_key_arn" {
   description = "The KMS key of the flow logs; its policy lets CloudWatch Logs use it."
   type        = string

@@ -43,7 +43,7 @@ run "three_zones_without_a_way_out" {
   }
 
   assert {
-    condition     = aws_route53_zone.streams.name == "streams.dynamodb.eu-central-1.amazonaws.com"
+    condition     = aws_route53_zone.streams[0].name == "streams.dynamodb.eu-central-1.amazonaws.com"
     error_message = "The processes would not find the streams of DynamoDB."
   }
 }
@@ -70,7 +70,7 @@ run "endpoints_let_in_this_account_alone" {
 
   assert {
     condition = alltrue([
-      for endpoint in concat(values(aws_vpc_endpoint.interface), [aws_vpc_endpoint.streams]) :
+      for endpoint in concat(values(aws_vpc_endpoint.interface), aws_vpc_endpoint.streams) :
       jsondecode(endpoint.policy).Statement[0].Condition.StringEquals["aws:PrincipalAccount"] == "123456789012"
     ])
     error_message = "An endpoint lets in other accounts."
@@ -174,4 +174,28 @@ run "a_way_out_that_there_is_not" {
   }
 
   expect_failures = [var.nat]
+}
+
+run "no_endpoint_and_no_way_out" {
+  command = plan
+
+  variables {
+    streams_endpoint = false
+  }
+
+  expect_failures = [var.streams_endpoint]
+}
+
+run "the_streams_over_the_internet" {
+  command = plan
+
+  variables {
+    nat              = "one"
+    streams_endpoint = false
+  }
+
+  assert {
+    condition     = length(aws_vpc_endpoint.streams) + length(aws_route53_zone.streams) + length(aws_route53_record.streams) == 0
+    error_message = "The processes would still be led to an endpoint."
+  }
 }
