@@ -82,7 +82,6 @@ locals {
         essential              = true
         command                = local.commands[process]
         user                   = "10001:10001"
-        privileged             = false
         readonlyRootFilesystem = true
         stopTimeout            = var.termination_grace
 

@@ -110,7 +110,7 @@ run "containers_may_do_little" {
     condition = alltrue([
       for process in local.processes : alltrue([
         local.containers[process].readonlyRootFilesystem,
-        !local.containers[process].privileged,
+        !contains(keys(local.containers[process]), "privileged"),
         local.containers[process].user == "10001:10001",
         local.containers[process].linuxParameters.capabilities.drop == ["ALL"],
         local.containers[process].linuxParameters.initProcessEnabled,
