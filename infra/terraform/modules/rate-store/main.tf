@@ -146,6 +146,11 @@ resource "aws_elasticache_replication_group" "this" {
   }
 
   tags = merge(var.tags, { Name = "${var.name}-rates" })
+
+  # AWS may have renewed it to a later minor version, and back goes only a new one: raise engine_version then.
+  lifecycle {
+    prevent_destroy = true
+  }
 }
 
 resource "aws_secretsmanager_secret_version" "url" {

@@ -23,16 +23,17 @@ mock_provider "aws" {
 }
 
 variables {
-  environment         = "staging"
-  account_id          = "123456789012"
-  region              = "eu-central-1"
-  cidr                = "10.30.0.0/16"
-  domain              = "shop.example.com"
-  certificate_arn     = "arn:aws:acm:eu-central-1:123456789012:certificate/0"
-  identity            = { issuer = "https://id.example.com/", audience = "shop" }
-  alarm_emails        = ["operations@example.com"]
-  budget_dollars      = 500
-  rate_store_password = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+  environment             = "staging"
+  account_id              = "123456789012"
+  region                  = "eu-central-1"
+  cidr                    = "10.30.0.0/16"
+  domain                  = "shop.example.com"
+  certificate_arn         = "arn:aws:acm:eu-central-1:123456789012:certificate/0"
+  identity                = { issuer = "https://id.example.com/", audience = "shop" }
+  alarm_emails            = ["operations@example.com"]
+  budget_dollars          = 500
+  rate_store_password     = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+  database_admin_password = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
   sizes = {
     command-api = { cpu = 256, memory = 1024 }
     query-api   = { cpu = 256, memory = 1024 }
