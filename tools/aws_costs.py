@@ -129,7 +129,7 @@ SIZES: Final = (
         keys=3,
         secrets=4,
         metrics=25,
-        alarms=83,
+        alarms=85,
         firewall_rules=4,
         spot=True,
     ),
@@ -147,7 +147,7 @@ SIZES: Final = (
         keys=3,
         secrets=4,
         metrics=25,
-        alarms=86,
+        alarms=88,
         firewall_rules=4,
     ),
     Size(
@@ -164,7 +164,7 @@ SIZES: Final = (
         keys=3,
         secrets=4,
         metrics=25,
-        alarms=87,
+        alarms=89,
         firewall_rules=4,
     ),
 )
