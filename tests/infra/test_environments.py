@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from tests.infra.planned import ENVIRONMENTS
 from tests.infra.support import TERRAFORM
 
-OF_PRODUCTION = {"recovery_region", "lease_region", "database_replica", "backup_lock"}
+OF_PRODUCTION = {
+    "recovery_region",
+    "lease_region",
+    "database_replica",
+    "database_admin_password",
+    "database_admin_password_version",
+    "backup_lock",
+}
 DIFFERENT = {"budget_dollars": "default", "audit_anchors": "description"}
 """Variables of which this line may differ."""
 
