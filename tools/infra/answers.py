@@ -31,7 +31,7 @@ _SERVICES: Final = {
     "scheduler": "scheduler",
 }
 """Services in ARNs where the type's name says another."""
-_SECRET: Final = "arn:aws:secretsmanager:{region}:{account}:secret:{name}-AbCdEf"
+_ARN_IN_VAULT: Final = "arn:aws:secretsmanager:{region}:{account}:secret:{name}-AbCdEf"
 _FORMS: Final = {
     "aws_backup_vault": "arn:aws:backup:{region}:{account}:backup-vault:{name}",
     "aws_cloudwatch_log_group": "arn:aws:logs:{region}:{account}:log-group:{name}",
@@ -51,7 +51,7 @@ _FORMS: Final = {
     "aws_lb_listener_rule": "arn:aws:elasticloadbalancing:{region}:{account}:listener-rule/app/{number}/{number}",
     "aws_lb_target_group": "arn:aws:elasticloadbalancing:{region}:{account}:targetgroup/{name}/{number}",
     "aws_s3_bucket": "arn:aws:s3:::{name}",
-    "aws_secretsmanager_secret": _SECRET,
+    "aws_secretsmanager_secret": _ARN_IN_VAULT,
     "aws_sns_topic": "arn:aws:sns:{region}:{account}:{name}",
 }
 _NAMED: Final = frozenset({"aws_s3_bucket", "aws_iam_role", "aws_ecs_service", "aws_cloudwatch_log_group"})
@@ -111,7 +111,9 @@ class Answers:
             ("aws_db_instance", "master_user_secret"): [
                 {
                     "kms_key_id": f"arn:aws:kms:{self._region}:{ACCOUNT}:key/{self._number}",
-                    "secret_arn": _SECRET.format(region=self._region, account=ACCOUNT, name=f"rds!db-{self._number}"),
+                    "secret_arn": _ARN_IN_VAULT.format(
+                        region=self._region, account=ACCOUNT, name=f"rds!db-{self._number}"
+                    ),
                     "secret_status": "active",
                 }
             ],
