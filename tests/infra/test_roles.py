@@ -46,6 +46,7 @@ REASONS: Final[Mapping[tuple[str, str, str], str]] = {
     ("command-api", "dynamodb:DeleteItem", "*-claims"): "a command lets go of a unique value; people have none here",
     ("updater", "dynamodb:DeleteItem", "*-claims"): "an erasure lets go of the unique values of a person",
     ("operator", "dynamodb:DeleteItem", "*-claims"): "an erasure lets go of the unique values of a person",
+    ("query-api", "dynamodb:PutItem", "*-keys"): "who hears of an erasure carries it out, if nobody has yet",
     ("command-api", "dynamodb:GetItem", "*-journal"): "whose commit is there, when the answer of a transaction is lost",
     ("updater", "dynamodb:GetItem", "*-journal"): "the same for the fact of an erasure",
     ("operator", "dynamodb:GetItem", "*-journal"): "the same for the fact of an erasure",
@@ -206,7 +207,6 @@ SECRET: Final = {"SecretId": f"{NAME}/rate-store"}
 
 REFUSED: Final = [
     Refused("query-api", "dynamodb", "PutItem", COMMIT),
-    Refused("query-api", "dynamodb", "PutItem", KEY),
     Refused("query-api", "dynamodb", "PutItem", LINE),
     Refused("query-api", "dynamodb", "PutItem", item("claims", key="idempotency#1")),
     Refused("query-api", "dynamodb", "PutItem", item("snapshots", stream="UserAccount-1", version="1")),

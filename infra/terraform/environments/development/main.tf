@@ -47,7 +47,7 @@ module "system" {
   deployment    = { strategy = "BLUE_GREEN", bake_minutes = 0 }
 
   database             = { class = "db.t4g.small", multi_az = false, storage = 20, storage_most = 50, backup_days = 1 }
-  function_concurrency = 5
+  function_concurrency = 4
   rate_store           = { node_type = "cache.t4g.micro", nodes = 1 }
   capacity             = { reads = 1000, writes = 500 }
   backup               = { days = 7, lock = "none" }

@@ -50,8 +50,8 @@ module "system" {
   updater_tasks = 2
   deployment    = { strategy = "CANARY", bake_minutes = 10 }
 
-  # `kiseki scale plan` says why 1200: the pools of all tasks, twice while a release is deployed, of the Lambda, and people.
-  database   = { class = "db.r8g.large", multi_az = true, storage = 50, storage_most = 500, max_connections = 1200 }
+  # `kiseki scale plan` says why 1500: the pools of all tasks, twice while a release is deployed, of the Lambda, and people.
+  database   = { class = "db.r8g.large", multi_az = true, storage = 50, storage_most = 500, max_connections = 1500 }
   rate_store = { node_type = "cache.t4g.small", nodes = 2 }
   capacity   = { reads = 10000, writes = 5000 }
   backup     = { days = 30, lock = var.backup_lock }

@@ -240,10 +240,12 @@ locals {
           Resource = local.tables.claims
         },
         local.may_bind,
+        # Who hears of an erasure carries it out, if the process that decided it has not yet: reading the key again has to
+        # find that it is gone.
         {
           Sid      = "KeysOfPeople"
           Effect   = "Allow"
-          Action   = ["dynamodb:BatchGetItem", "dynamodb:Query"]
+          Action   = ["dynamodb:BatchGetItem", "dynamodb:PutItem", "dynamodb:Query"]
           Resource = local.tables.keys
         },
         {

@@ -27,8 +27,8 @@ _LEDGER: Final = 2
 _AUDIT: Final = 2
 _ANCHORS: Final = 2
 _LEASE: Final = 2
-_BUILDS_WRITTEN: Final = 4
-_BUILDS_READ: Final = 1
+_BUILDS: Final = 4
+"""An API only looks at builds, but looks at several at a time when it is busy."""
 _OWNER: Final = 1
 _BUILDS_AT_ONCE: Final = 2
 """Of each projection: the live one, and the one that is to replace it. Each is vacuumed on a connection of its own."""
@@ -93,7 +93,7 @@ def _process(settings: Settings, parts: Parts, projections: int) -> Iterator[Ope
                 urls.read_model.text, "kiseki queries", settings.read_model_connections, "read_model_connections"
             )
         # An API asks the catalog one thing after the other; an updater writes builds, owns them and vacuums them.
-        builds = _BUILDS_WRITTEN + _OWNER + _BUILDS_AT_ONCE * projections if parts.updater else _BUILDS_READ
+        builds = _BUILDS + (_OWNER + _BUILDS_AT_ONCE * projections if parts.updater else 0)
         yield _opened(urls.read_model.text, "kiseki projections", builds)
     if _is_postgres(settings.erasure_ledger):
         yield _opened(settings.erasure_ledger, "kiseki-erasures", _LEDGER)
@@ -111,7 +111,7 @@ def _function(settings: Settings, projections: int) -> Iterator[Opened]:
     if urls.keys.kind is StoreKind.POSTGRESQL:
         yield _opened(urls.keys.text, "kiseki-keys", settings.key_connections, "key_connections")
     if urls.read_model.kind is StoreKind.POSTGRESQL:
-        builds = _BUILDS_WRITTEN + _BUILDS_AT_ONCE * projections
+        builds = _BUILDS + _BUILDS_AT_ONCE * projections
         yield _opened(urls.read_model.text, "kiseki projections", builds)
     if _is_postgres(settings.erasure_ledger):
         yield _opened(settings.erasure_ledger, "kiseki-erasures", _LEDGER)

@@ -202,14 +202,14 @@ def show(capsys: pytest.CaptureFixture[str]) -> Show:
     return shown
 
 
-FITS = ("--tasks", "command-api=3-20", "--tasks", "query-api=3-8", "--commands", "400")
+FITS = ("--tasks", "command-api=3-20", "--tasks", "query-api=3-6", "--commands", "400")
 
 
 async def test_what_is_as_planned_is_shown_and_fits(
     account: Account, scaling: ApplicationAutoScaling, show: Show
 ) -> None:
     await account.make()
-    scaling.limits["query-api"] = (3, 8)
+    scaling.limits["query-api"] = (3, 6)
     code, out, err = await show(*FITS, "--surge", "1", "--db-instance", account.prefix)
     assert (code, err) == (0, "")
     assert f"in force in {REGION}, cluster {account.prefix}" in out
