@@ -21,6 +21,9 @@ __all__ = ["main", "run"]
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 _CLICK_EXCEPTION: type[Exception] = typer.BadParameter.__mro__[2]
 
+# Of what a command may import of an extra when it runs.
+_EXTRAS = {"asyncpg": "postgres", "sqlalchemy": "postgres", "aiobotocore": "aws", "botocore": "aws", "aiohttp": "aws"}
+
 _APPLICATION_HELP = "Application to run, as package.module:attribute; without it the shipped user accounts."
 _CONFIG_HELP = "TOML file with settings; kiseki.toml in this folder if there is one."
 
@@ -76,6 +79,13 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as problem:
+        library = (problem.name or "").partition(".")[0]
+        extra = _EXTRAS.get(library)
+        if extra is None:
+            raise
+        _complain(f"this needs {library}, which is not installed; pip install 'kiseki[{extra}]'")
         return 1
     except Exception as problem:
         from kiseki.kernel.errors import KisekiError

@@ -24,6 +24,27 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"kiseki {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("lacks", "extra", "arguments"),
+    [
+        ("asyncpg", "postgres", ["database", "prepare", "--admin", "postgresql://localhost/postgres"]),
+        ("aiobotocore", "aws", ["scale", "show", "--limit", "500"]),
+    ],
+)
+def test_a_command_of_an_extra_that_is_not_installed_says_which(
+    lacks: str, extra: str, arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "kiseki.toml").write_text(
+        'journal = "dynamodb://shop?region=eu-west-1"\nread_model = "postgresql://kiseki@localhost/shop"\n'
+    )
+    program = (
+        f"import sys; sys.modules[{lacks!r}] = None; from kiseki.cli.main import run; sys.exit(run({arguments!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"kiseki: this needs {lacks}, which is not installed; pip install 'kiseki[{extra}]'\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_help_lists_what_there_is_and_hides_what_is_not_for_people(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
