@@ -55,7 +55,7 @@ def _file(name: str, process: str, environment: Mapping[str, str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
     folder = Path(arguments[0])
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
             path = folder / f"{process}.toml"
             path.write_text(text, encoding="utf-8")
             print(f"written: {path}")
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         print("kiseki: standard input is no JSON; give it `terraform output -json`", file=sys.stderr)
         return 1
     except (NoOutputs, OSError) as problem:

@@ -127,6 +127,7 @@ def test_the_tool_that_writes_the_files_can_be_run(plan: Planned, tmp_path: Path
         assert done.returncode == 1
         assert done.stderr.startswith("kiseki: ")
         assert len(done.stderr.splitlines()) == 1
+    assert "usage:" in subprocess.run([*command[:-1], "--help"], capture_output=True, check=False, text=True).stderr
 
 
 @pytest.mark.parametrize("process", TASKS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.infra.support import SCHEMA, tools
+from tests.infra.support import SCHEMA, run, tools
 from tools.infra.setup import NotInstalled, fetched
 
 VERSIONS = """
@@ -284,6 +285,18 @@ def test_without_a_mock_nothing_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("infra_tools")
+def test_a_folder_without_terraform_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nothing", Path(__file__)):
+        assert tools("validate", folder).text == f"kiseki: {folder} is no folder with *.tf in it"
+
+
+def test_another_python_is_told_which_one_it_takes() -> None:
+    program = "import runpy, sys; sys.modules['grpc'] = None; runpy.run_module('tools.infra', run_name='__main__')"
+    said = run([sys.executable, "-c", program])
+    assert said.code == 1
+    assert said.text.startswith("kiseki: grpc is not here; `make .venv-infra/.ready`")
+
+
 def test_the_schema_is_whole() -> None:
     schema: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))
     assert len(schema["resources"]) > 1700

@@ -13,8 +13,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tools.infra.setup import NotInstalled, installed, setup
-from tools.infra.terraform import Outcome, Terraform, formatted, prepared
+try:
+    from tools.infra.setup import NotInstalled, installed, setup
+    from tools.infra.terraform import Outcome, Terraform, formatted, prepared
+except ModuleNotFoundError as lacks:
+    sys.exit(
+        f"kiseki: {lacks.name} is not here; `make .venv-infra/.ready`, then .venv-infra/bin/python -m tools.infra …"
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -61,6 +61,9 @@ def prepared(
 ) -> Iterator[Terraform | Outcome]:
     """A copy of the folder after `init`, or what `init` complained of. `state`: with a local state, for `plan`.
     `answered`: as if AWS had answered already."""
+    if not any(folder.glob("*.tf")):
+        yield Outcome(code=1, output="", errors=f"kiseki: {folder} is no folder with *.tf in it\n")
+        return
     folder = folder.resolve()
     root = ROOT if folder.is_relative_to(ROOT) else folder
     with tempfile.TemporaryDirectory(prefix="kiseki-infra-") as made:
