@@ -320,8 +320,8 @@ def test_without_npm_it_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_npm_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_npm(tmp_path, monkeypatch, "echo 'no such registry' >&2; exit 7")
-    with pytest.raises(NotInstalled, match=r"could not fetch .*: no such registry"):
+    fake_npm(tmp_path, monkeypatch, "printf 'npm error code E7\nnpm error no such registry\n' >&2; exit 7")
+    with pytest.raises(NotInstalled, match=r"could not fetch .*: no such registry$"):
         fetched(tmp_path)
 
 

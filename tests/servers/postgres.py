@@ -269,6 +269,9 @@ def _copied(installation: Path) -> Path:
     place.chmod(0o755)
     copy = place / "pginstall"
     shutil.copytree(installation, copy, symlinks=True)
+    for path in (copy, *copy.rglob("*")):  # installed with a strict umask they are nobody else's to read
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o055 if path.stat().st_mode & 0o100 else 0o044))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return copy
 

@@ -85,8 +85,9 @@ def fetched(directory: Path) -> Path:
             f"checking infra/ needs npm (of Node.js), which fetches {_PACKAGE}: the schema of the AWS provider; "
             "on Debian and Ubuntu: apt install npm"
         )
+    print(f"kiseki: fetching {_PACKAGE}, 46 MB, with npm", flush=True)
     done = subprocess.run(  # noqa: S603 - npm, as found
-        [npm, "pack", _PACKAGE, "--silent", "--pack-destination", str(directory)],
+        [npm, "pack", _PACKAGE, "--loglevel", "error", "--prefer-offline", "--pack-destination", str(directory)],
         cwd=directory,
         env={**os.environ, "npm_config_ignore_scripts": "true"},
         capture_output=True,
@@ -95,11 +96,17 @@ def fetched(directory: Path) -> Path:
         timeout=_TIMEOUT,
     )
     if done.returncode or not archive.exists():
-        raise NotInstalled(f"npm could not fetch {_PACKAGE}: {done.stderr.strip() or 'it said nothing'}")
+        raise NotInstalled(f"npm could not fetch {_PACKAGE}: {_reason(done.stderr)}")
     if not _is_pinned(archive):
         archive.unlink()
         raise NotInstalled(f"{_PACKAGE} is not what is pinned: its SHA-512 differs")
     return archive
+
+
+def _reason(errors: str) -> str:
+    """What npm said, in one line; "reason: …" of a request is the longest of its lines."""
+    lines = [line.removeprefix("npm error ").strip() for line in errors.splitlines() if "complete log" not in line]
+    return max(lines, key=len, default="") or "it said nothing"
 
 
 def _is_pinned(archive: Path) -> bool:
