@@ -301,6 +301,7 @@ def stack(services: object) -> Iterator[Stack]:
     folder = Path(tempfile.mkdtemp(prefix="kiseki-image-"))
     folder.chmod(0o755)
     built = None
+    own_umask = os.umask(0o022)  # as in a container
     try:
         with PostgresServer() as server:
             built = Stack(folder, server)
@@ -310,6 +311,7 @@ def stack(services: object) -> Iterator[Stack]:
     finally:
         if built is not None:
             built.kill()
+        os.umask(own_umask)
         shutil.rmtree(folder, ignore_errors=True)
 
 
