@@ -53,6 +53,7 @@ PRICES: Final[Mapping[str, tuple[float, str]]] = {
     "CloudWatch: metric": (0.30, "month"),
     "CloudWatch: metric of an alarm": (0.10, "month"),
     "CloudWatch: dashboard": (3.00, "month"),
+    "Route 53: zone": (0.50, "month"),
     "WAF: access control list": (5.00, "month"),
     "WAF: rule": (1.00, "month"),
     "WAF: requests": (0.60, "million"),
@@ -107,9 +108,12 @@ class Size:
     secrets: int
     metrics: int
     """That the processes write themselves."""
+    insights: int
+    """Metrics that Container Insights makes: 8 of the cluster, 11 of each service, 6 of each kind of task, about."""
     alarms: int
     """Metrics that alarms look at: AWS counts these."""
     firewall_rules: int
+    private_zones: int = 1
     spot: bool = False
     """Whether tasks run on spare capacity."""
 
@@ -129,6 +133,7 @@ SIZES: Final = (
         keys=3,
         secrets=4,
         metrics=25,
+        insights=59,
         alarms=85,
         firewall_rules=4,
         spot=True,
@@ -147,6 +152,7 @@ SIZES: Final = (
         keys=3,
         secrets=4,
         metrics=25,
+        insights=59,
         alarms=88,
         firewall_rules=4,
     ),
@@ -164,6 +170,7 @@ SIZES: Final = (
         keys=3,
         secrets=4,
         metrics=25,
+        insights=59,
         alarms=89,
         firewall_rules=4,
     ),
@@ -240,8 +247,10 @@ def idle(size: Size) -> Sequence[Line]:
         Line("firewall", [(1, "list")], "WAF: access control list"),
         Line("its rules", [(size.firewall_rules, "rules")], "WAF: rule"),
         Line("metrics", [(size.metrics, "metrics")], "CloudWatch: metric"),
+        Line("Container Insights, about", [(size.insights, "metrics")], "CloudWatch: metric"),
         Line("alarms", [(size.alarms, "metrics")], "CloudWatch: metric of an alarm"),
         Line("dashboard", [(1, "dashboard")], "CloudWatch: dashboard"),
+        Line("names inside the network", [(size.private_zones, "zones")], "Route 53: zone"),
     ]
     return lines
 

@@ -34,6 +34,11 @@ def test_the_page_counts_what_is_made(size: Size) -> None:
     assert size.secrets == len(plan.of("aws_secretsmanager_secret")) + 1
     (firewall,) = plan.of("aws_wafv2_web_acl")
     assert size.firewall_rules == len(firewall.values["rule"])
+    assert size.private_zones == len(plan.of("aws_route53_zone"))
+    (cluster,) = plan.of("aws_ecs_cluster")
+    services = len(plan.of("aws_ecs_service"))
+    assert cluster.values["setting"] == [{"name": "containerInsights", "value": "enabled"}]
+    assert size.insights == 8 + services * (11 + 6)
     assert size.alarms == alarm_metrics(plan)
     assert size.spot == any(
         each["capacity_provider"] == "FARGATE_SPOT"
