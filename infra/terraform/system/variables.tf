@@ -71,9 +71,14 @@ variable "domain" {
 }
 
 variable "zone_id" {
-  description = "The public Route 53 zone of the domain; null where DNS is kept elsewhere."
+  description = "The public Route 53 zone of the domain; null where DNS is kept elsewhere, and then certificate_arn has to be set."
   type        = string
   default     = null
+
+  validation {
+    condition     = var.zone_id == null || can(regex("^Z[A-Z0-9]+$", var.zone_id))
+    error_message = "A zone is named by its id, such as Z0123456789ABCDEFGHIJ; `aws route53 list-hosted-zones` shows it."
+  }
 }
 
 variable "certificate_arn" {
@@ -98,6 +103,13 @@ variable "cors_origins" {
   description = "Origins whose pages may call the APIs (KISEKI_CORS_ORIGINS)."
   type        = list(string)
   default     = []
+
+  validation {
+    condition = alltrue([
+      for origin in var.cors_origins : can(regex("^https://(\\[[0-9a-f:]+\\]|[a-z0-9.-]+)(:[0-9]{1,5})?$", origin))
+    ])
+    error_message = "An origin is what a browser sends, over TLS: https://console.example.com, in lower case, without a path."
+  }
 }
 
 variable "identity" {

@@ -14,13 +14,13 @@ variable "domain" {
 }
 
 variable "zone_id" {
-  description = "The public Route 53 zone of the domain; null where DNS is kept elsewhere."
+  description = "The public Route 53 zone of the domain; null where DNS is kept elsewhere, and then certificate_arn has to be set."
   type        = string
   default     = null
 }
 
 variable "certificate_arn" {
-  description = "A certificate of ACM for both names; one is made unless set."
+  description = "The ARN of a certificate of ACM, in the region, for both names; one is made unless set."
   type        = string
   default     = null
 }

@@ -115,3 +115,23 @@ run "a_lock_that_aws_does_not_have" {
 
   expect_failures = [var.backup]
 }
+
+run "a_zone_by_its_name" {
+  command = plan
+
+  variables {
+    zone_id = "shop.example.com"
+  }
+
+  expect_failures = [var.zone_id]
+}
+
+run "an_origin_that_no_browser_sends" {
+  command = plan
+
+  variables {
+    cors_origins = ["https://console.example.com:8443", "console.example.com"]
+  }
+
+  expect_failures = [var.cors_origins]
+}
