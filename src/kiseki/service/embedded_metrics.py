@@ -127,23 +127,15 @@ class EmbeddedMetrics:
         self._process = process
         self._before: dict[str | float, float] = {}
 
-    def line(self, families: Iterable[Metric], now: datetime) -> bytes:
-        """One line, without its end. `now` is UTC."""
-        values = self._values(families)
+    def line(self, families: Iterable[Metric], now: datetime, *, last: bool = False) -> bytes:
+        """One line, without its end. `now` is UTC. The last one has counts alone: how a process is, it says no more, and
+        what was closed in order (the audit log) would look broken."""
+        found = {family.name: family for family in families}
+        values = {**({} if last else _gauges(found)), **dict(self._requests(found))}
         units = {name: EMBEDDED[name].unit for name in values}
         return msgspec.json.encode(
             embedded_fields(self._namespace, {"process": self._process}, values, units, now), order="deterministic"
         )
-
-    def _values(self, families: Iterable[Metric]) -> dict[str, float]:
-        found = {family.name: family for family in families}
-        values: dict[str, float] = {}
-        for name, source, combine, labels in _GAUGES:
-            gauges = list(_values_of(found, source, source, labels))
-            if gauges:
-                values[name] = combine(gauges)
-        values.update(self._requests(found))
-        return values
 
     def _requests(self, found: Mapping[str, Metric]) -> Iterator[tuple[str, float]]:
         counts: dict[str, float] = {"http_requests": 0.0, "http_5xx": 0.0}
@@ -188,6 +180,15 @@ _GAUGES: Final[Sequence[tuple[str, str, Callable[[list[float]], float], Mapping[
 """The name in a line, the gauge it comes from, how several values become one, and the labels that count."""
 
 
+def _gauges(found: Mapping[str, Metric]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, source, combine, labels in _GAUGES:
+        gauges = list(_values_of(found, source, source, labels))
+        if gauges:
+            values[name] = combine(gauges)
+    return values
+
+
 def _values_of(found: Mapping[str, Metric], family: str, name: str, labels: Mapping[str, str]) -> Iterator[float]:
     for sample in found[family].samples if family in found else ():
         if sample.name == name and labels.items() <= sample.labels.items() and isfinite(sample.value):
@@ -219,17 +220,17 @@ class EmbeddedWriter:
         """Writes the last line, and ends."""
         self._task.cancel()
         await asyncio.wait([self._task])
-        await self._write()
+        await self._write(last=True)
 
     async def _repeat(self) -> None:
         while True:
             await asyncio.sleep(self._every)
             await self._write()
 
-    async def _write(self) -> None:
+    async def _write(self, *, last: bool = False) -> None:
         """A line that can't be written is no reason to end a service; it is said once."""
         try:
-            line = self._metrics.line(await self._families(), self._now())
+            line = self._metrics.line(await self._families(), self._now(), last=last)
             output = self._output or sys.stdout
             output.write(line.decode() + "\n")
             output.flush()

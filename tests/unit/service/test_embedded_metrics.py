@@ -175,6 +175,7 @@ async def test_lines_come_again_and_again_and_a_last_one_at_the_end() -> None:
     async def families() -> Iterable[Metric]:
         return metrics.families()
 
+    metrics.add_gauges(lambda: [Sample("kiseki_audit_healthy", (), 0.0)])
     writer = EmbeddedWriter(embedded(), families, every=0.01, now=lambda: NOW, output=output)
     metrics.http("query", 200, 0.1)
     while output.getvalue().count("\n") < 3:
@@ -184,6 +185,8 @@ async def test_lines_come_again_and_again_and_a_last_one_at_the_end() -> None:
     lines = [json.loads(text) for text in output.getvalue().splitlines()]
     assert sum(each.get("http_5xx", 0) for each in lines) == 1
     assert sum(each.get("http_requests", 0) for each in lines) == 2
+    assert all(each["audit_healthy"] == 0.0 for each in lines[:-1])
+    assert "audit_healthy" not in lines[-1]  # it was closed by then, which is no failure
 
 
 async def test_an_output_that_is_gone_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
