@@ -128,8 +128,8 @@ class EmbeddedMetrics:
         self._before: dict[str | float, float] = {}
 
     def line(self, families: Iterable[Metric], now: datetime, *, last: bool = False) -> bytes:
-        """One line, without its end. `now` is UTC. The last one has counts alone: how a process is, it says no more, and
-        what was closed in order (the audit log) would look broken."""
+        """One line, without its end. `now` is UTC. The `last` one has counts alone: what was closed in order, such as
+        the audit log, would look broken."""
         found = {family.name: family for family in families}
         values = {**({} if last else _gauges(found)), **dict(self._requests(found))}
         units = {name: EMBEDDED[name].unit for name in values}
