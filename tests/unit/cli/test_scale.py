@@ -63,7 +63,7 @@ def test_a_plan_that_does_not_fit_is_shown_and_ends_as_one_line_and_1(capsys: py
     assert run(["scale", "plan", "--limit", "100"]) == 1
     printed = capsys.readouterr()
     assert "1 finding" in printed.out
-    assert printed.err.startswith("kiseki: up to 440 connections to db.example:5432, 343 more than the 97 ")
+    assert printed.err.startswith("kiseki: up to 680 connections to db.example:5432, 583 more than the 97 ")
     assert printed.err.count("\n") == 1
 
 
